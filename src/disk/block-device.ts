@@ -1,0 +1,29 @@
+/**
+ * What a disk is to the data path: bytes at offsets, and which of them hold data.
+ * Offsets and lengths are bytes, as safe integers. See docs/protocol.md, "Transfer".
+ */
+
+/** A byte range of a disk. `data` false means that the range reads as zeros and need not be read. */
+export interface Extent {
+  readonly offset: number
+  readonly length: number
+  readonly data: boolean
+}
+
+/** A disk that can be read. Disposal closes the connection; reads under way reject. */
+export interface BlockSource extends AsyncDisposable {
+  readonly sizeBytes: number
+  /** Fills `target` from `offset`; several calls may be in flight. Rejects with DISK_READ_FAILED and the offset. */
+  read(offset: number, target: Uint8Array): Promise<void>
+  /** The ranges of [offset, offset+length), ascending, gapless, neighbours of one kind merged where cheap. */
+  extents(offset: number, length: number): AsyncIterable<Extent>
+}
+
+/** A disk that can be written. Disposal closes without flushing: call `flush` before you call it complete. */
+export interface BlockSink extends AsyncDisposable {
+  readonly sizeBytes: number
+  /** Writes `data` at `offset`; several calls may be in flight. Rejects with DISK_WRITE_FAILED and the offset. */
+  write(offset: number, data: Uint8Array): Promise<void>
+  /** Everything written so far is on stable storage when it resolves. */
+  flush(): Promise<void>
+}

@@ -1,0 +1,196 @@
+/**
+ * THE PAGE: every failure an operator can meet, VSS's own names first.
+ * Each entry: the message with {placeholders}, what to do about it, VSS's retry class, the HTTP status, the exit code.
+ * A test keeps docs/errors.md equal to this table.
+ */
+import { Failure, type FailureContext } from './base/failure.ts'
+
+/** When trying again helps: as it is, with less at once, with more volumes in the set, or never. */
+export type RetryClass = 'retry' | 'reduce-load' | 'add-volumes' | 'never'
+
+export interface ErrorEntry {
+  readonly message: string
+  readonly hint: string
+  readonly retry: RetryClass
+  readonly httpStatus: number
+  /** 1 failed, 2 wrong usage, 3 done but something is left to clean up. */
+  readonly exitCode: 1 | 2 | 3
+}
+
+const entry = (
+  message: string,
+  hint: string,
+  retry: RetryClass = 'never',
+  httpStatus = 500,
+  exitCode: 1 | 2 | 3 = 1,
+): ErrorEntry => ({ message, hint, retry, httpStatus, exitCode })
+
+export const errorCatalogue = {
+  // VSS
+  VSS_BAD_STATE: entry(
+    '{call} is not possible in state {state}',
+    'This is a mistake of the calling program.',
+    'never',
+    409,
+  ),
+  VSS_SNAPSHOT_SET_IN_PROGRESS: entry(
+    'another snapshot set is being created on this host',
+    'Wait until the other backup has taken its copies, then try again.',
+    'retry',
+    409,
+  ),
+  VSS_WRITER_VETO: entry(
+    'no VM was backed up: {reasons}',
+    'Put right what is named, or leave that VM out.',
+    'retry',
+    409,
+  ),
+  VSS_WRITER_TIMEOUT: entry(
+    'the freeze window of {limitMs} ms was exceeded: {reasons}',
+    'Back up fewer VMs at one instant (--instant vm), or choose --method checkpoint.',
+    'reduce-load',
+    504,
+  ),
+  VSS_HOLD_WRITES_TIMEOUT: entry(
+    'the copies were not taken within the {limitMs} ms for which writes may be held',
+    'Back up fewer VMs at once, or look for slow storage.',
+    'reduce-load',
+    504,
+  ),
+  VSS_PROVIDER_VETO: entry(
+    'the copies could not be made: {reasons}',
+    'Put right what is named and try again.',
+    'retry',
+  ),
+  VSS_VOLUME_NOT_SUPPORTED: entry(
+    'no provider can copy {volume}',
+    'Leave that VM out, or move the disk to a supported format.',
+  ),
+  VSS_INSUFFICIENT_STORAGE: entry(
+    '{path} has {freeBytes} bytes free, {neededBytes} are needed',
+    'Free some space there and try again.',
+    'retry',
+    507,
+  ),
+  VSS_INVALID_XML_DOCUMENT: entry(
+    '{document} is not a valid VSS document: {reason}',
+    'The document is damaged; verify the recovery point.',
+  ),
+  // command line and configuration
+  USAGE: entry('{reason}', 'See umbra --help.', 'never', 400, 2),
+  CONFIG_INVALID: entry('{path}: {reason}', 'Correct the configuration and try again.', 'never', 400, 2),
+  CLEANUP_INCOMPLETE: entry(
+    'done, but this is left: {steps}',
+    'Run umbra recover once the cause is gone.',
+    'retry',
+    500,
+    3,
+  ),
+  SESSION_INTERRUPTED: entry(
+    'an earlier session was interrupted and could not be undone: {steps}',
+    'Run umbra recover; see its report.',
+    'retry',
+  ),
+  DEADLINE_EXCEEDED: entry(
+    '{what} did not finish within {limitMs} ms',
+    'Look at the host and try again.',
+    'retry',
+    504,
+  ),
+  // VMs, hypervisor and guests
+  HYPERVISOR_UNREACHABLE: entry(
+    '{uri} can not be reached: {reason}',
+    'Start libvirtd, or name another one with --connect.',
+    'retry',
+    503,
+  ),
+  HYPERVISOR_URI_UNSUPPORTED: entry(
+    '{uri} is not a libvirt address that Umbra understands',
+    'Use qemu:///system or qemu+unix:///system?socket=PATH.',
+    'never',
+    400,
+    2,
+  ),
+  HYPERVISOR_REFUSED: entry('libvirt refused {call}: {reason}', 'See the message and the log of libvirtd.', 'retry'),
+  HYPERVISOR_PROTOCOL: entry(
+    'the libvirt server broke the protocol: {reason}',
+    'Report this with the version of libvirt.',
+  ),
+  VM_NOT_FOUND: entry('there is no VM {vm}; there are: {known}', 'See umbra vms.', 'never', 404),
+  VM_BUSY: entry('{vm} is occupied: {reason}', 'Wait until that has ended, then try again.', 'retry', 409),
+  VM_STATE: entry('{vm} is {state}: {reason}', 'Bring the VM into a suitable state and try again.', 'retry', 409),
+  VM_METHOD_UNSUPPORTED: entry(
+    '{vm} can not be backed up by {method}: {unmet}',
+    'Meet the conditions, or use --method auto.',
+    'never',
+    409,
+  ),
+  VM_CONSISTENCY_UNMET: entry(
+    '{vm} would reach {achieved} where {required} is required: {reason}',
+    'Lower --require, or meet the conditions.',
+    'never',
+    409,
+  ),
+  VM_CONFIGURATION_INVALID: entry('the configuration of {vm} can not be read: {reason}', 'Correct it with virsh edit.'),
+  VM_EXISTS: entry('a VM {vm} exists already on this host', 'Choose another name with --as.', 'never', 409),
+  VM_NOT_RESTORED: entry(
+    '{vm} was not restored: {reason}',
+    'The former VM is back where it was; put the cause right and restore again.',
+    'retry',
+  ),
+  MERGE_REFUSED: entry(
+    'the overlay {overlay} of {vm} can not be merged: {reason}',
+    'Nothing was lost; look at the disk with virsh domblklist, then run umbra recover.',
+    'retry',
+  ),
+  GUEST_NOT_RESPONDING: entry(
+    'the guest agent of {vm} does not answer: {reason}',
+    'Look at the agent in the guest, or use --method checkpoint.',
+    'retry',
+    504,
+  ),
+  GUEST_REFUSED: entry(
+    'the guest agent of {vm} refused {call}: {reason}',
+    'Look at the agent and its hooks in the guest.',
+    'retry',
+    409,
+  ),
+  GUEST_FREEZE_INCOMPLETE: entry(
+    '{vm} was frozen with {frozen} file systems but only {thawed} were still frozen at the end',
+    'The guest thawed by itself too early; look at its own freeze limits.',
+    'retry',
+  ),
+  // disks
+  DISK_READ_FAILED: entry(
+    'reading {disk} failed at offset {offset}: {reason}',
+    'Look at the storage of that disk.',
+    'retry',
+  ),
+  DISK_WRITE_FAILED: entry(
+    'writing {disk} failed at offset {offset}: {reason}',
+    'Look at the storage of that disk.',
+    'retry',
+  ),
+  NBD_PROTOCOL: entry(
+    'the NBD server at {address} broke the protocol: {reason}',
+    'Report this with the version of QEMU.',
+  ),
+  // repository
+} as const satisfies Record<string, ErrorEntry>
+
+export type ErrorCode = keyof typeof errorCatalogue
+
+/** Makes the failure of `code`, its message filled in from `context`. */
+export function failure(code: ErrorCode, context: FailureContext = {}, cause?: unknown): Failure {
+  const { message, hint } = errorCatalogue[code]
+  const filled = message.replace(/\{(\w+)\}/g, (_, key: string) => {
+    const value = context[key]
+    return Array.isArray(value) ? value.join('; ') : String(value ?? `<${key}>`)
+  })
+  return new Failure(code, filled, { context, hint, ...(cause === undefined ? {} : { cause }) })
+}
+
+/** The catalogue entry behind any thrown thing; undefined for a bug. */
+export function errorEntry(error: unknown): ErrorEntry | undefined {
+  return error instanceof Failure ? errorCatalogue[error.code as ErrorCode] : undefined
+}

@@ -1,0 +1,209 @@
+/**
+ * The ports through which the Virtual Machine writer and the restore see the world: a hypervisor, its VMs, and the
+ * integration service inside a guest. src/libvirt implements them for real, test/sim for faults and speed; both pass
+ * test/contract/hypervisor.contract.ts. Every call is bounded in time by the implementation and rejects with a coded
+ * Failure; every call that changes something is idempotent where its comment says so.
+ */
+
+/** `saved`: the hypervisor itself holds a memory image, and the next start resumes from it. */
+export type PowerState = 'running' | 'paused' | 'saved' | 'off'
+
+/** What a disk's bytes lie on, precise enough to open it without guessing. A `raw` disk is never probed. */
+export interface DiskImage {
+  readonly format: 'raw' | 'qcow2' | 'vpc' | 'vhdx' | 'vmdk' | 'vdi' | 'qed'
+  readonly storage: DiskStorage
+}
+
+export type DiskStorage =
+  | { readonly file: string }
+  | { readonly blockDevice: string }
+  | {
+      readonly nbd: {
+        readonly socketPath?: string
+        readonly host?: string
+        readonly port?: number
+        readonly exportName: string
+      }
+    }
+  | {
+      readonly rbd: {
+        readonly pool: string
+        readonly image: string
+        readonly monitors: readonly { readonly host: string; readonly port: number }[]
+        readonly user?: string
+        readonly configFile?: string
+      }
+    }
+
+/** One disk of a VM as the hypervisor describes it. */
+export interface VirtualDisk {
+  /** The hypervisor's name for it (sda, vdb); stable for the VM, says nothing about names inside the guest. */
+  readonly target: string
+  readonly bus: string
+  readonly device: 'disk' | 'lun' | 'cdrom' | 'floppy'
+  readonly serial?: string
+  readonly readOnly: boolean
+  readonly shareable: boolean
+  readonly transient: boolean
+  /** What kind of source the configuration names: file, block, network, volume, dir, nvme, vhostuser. */
+  readonly sourceType: string
+  /** Network protocol (nbd, rbd, iscsi …) when sourceType is network. */
+  readonly protocol?: string
+  /** For people: the path, or protocol and name. Empty for an empty drive. */
+  readonly location: string
+  /** How to open it; undefined when Umbra can not (iSCSI, host devices, empty drives). */
+  readonly image?: DiskImage
+  /** Virtual size in bytes as the guest sees it; undefined when it could not be told. */
+  readonly sizeBytes?: number
+  /** Locations of the images beneath (templates), nearest first. */
+  readonly backing: readonly string[]
+  /** True for a controller-less SCSI host device or PCI device that carries a disk: never backed up. */
+  readonly passThrough: boolean
+}
+
+/** A file of the VM on the host besides its disks. */
+export interface HostFile {
+  readonly role: 'nvram' | 'tpm'
+  readonly path: string
+}
+
+export interface VirtualNic {
+  readonly mac: string
+  readonly type: string
+  /** Name of the network or bridge it is connected to; undefined for user-mode and others. */
+  readonly source?: string
+}
+
+/** Everything the method choice looks at; read in one go, without disturbing the VM. */
+export interface VmFacts {
+  readonly name: string
+  /** Lower-case with hyphens. */
+  readonly uuid: string
+  readonly power: PowerState
+  /** Only when off: true if the guest shut itself down, false if it was cut off or nobody knows. */
+  readonly shutDownCleanly?: boolean
+  readonly persistent: boolean
+  readonly agent: 'connected' | 'disconnected' | 'none'
+  readonly disks: readonly VirtualDisk[]
+  readonly hostFiles: readonly HostFile[]
+  readonly nics: readonly VirtualNic[]
+  /** A job (backup, block copy, migration …) that already occupies the VM, in words. */
+  readonly busy?: string
+  /** True when the hypervisor keeps snapshots of its own for this VM. */
+  readonly hasHypervisorSnapshots: boolean
+  /** The configuration that would be used at the next start, verbatim, secrets included. */
+  readonly configuration: string
+}
+
+export interface HypervisorFacts {
+  readonly hypervisor: string
+  readonly version: string
+  readonly libraryVersion: string
+  readonly hostname: string
+}
+
+export interface NetworkFacts {
+  readonly name: string
+  readonly kind: 'network' | 'bridge'
+  readonly active: boolean
+}
+
+/** One overlay to put on a disk: `overlay` catches the writes from now on, what is beneath stays as it is. */
+export interface OverlayPlan {
+  readonly target: string
+  /** Path of the qcow2 file on the host; must not exist. */
+  readonly overlay: string
+}
+
+/** An overlay that has been put on a disk, with what is beneath; enough to take it off again after a crash. */
+export interface OverlayInPlace extends OverlayPlan {
+  readonly base: DiskImage
+}
+
+export interface Hypervisor extends AsyncDisposable {
+  readonly uri: string
+  about(): Promise<HypervisorFacts>
+  /** All VMs, persistent or not, by name. */
+  listVms(): Promise<readonly VmFacts[]>
+  /** By name or UUID. VM_NOT_FOUND names the VMs there are. */
+  vm(nameOrUuid: string): Promise<VmFacts>
+  /** Cheap: the power state only; 'gone' when there is no such VM. */
+  power(uuid: string): Promise<PowerState | 'gone'>
+  guest(uuid: string): GuestIntegration
+
+  /** Saves memory and device state to `file` (must not exist); the VM is off when it resolves. */
+  save(uuid: string, file: string): Promise<void>
+  /** Brings a VM back, paused, from a file that `save` made; `configuration` replaces the one in the file. The file stays. */
+  restoreSaved(file: string, configuration?: string): Promise<void>
+  /** Idempotent. */
+  resume(uuid: string): Promise<void>
+  /** Idempotent. */
+  suspend(uuid: string): Promise<void>
+  start(uuid: string): Promise<void>
+  /** Cuts the power. Idempotent. */
+  turnOff(uuid: string): Promise<void>
+  /** Puts a paused or running VM into the hypervisor's own saved state; the next start leads to `next`. */
+  keepSaved(uuid: string, next: 'running' | 'paused'): Promise<void>
+
+  /**
+   * The instant: one transaction over all disks named, all or none, for a VM that is running, paused or off.
+   * Disks not named stay untouched.
+   */
+  createOverlays(uuid: string, overlays: readonly OverlayPlan[]): Promise<void>
+  /**
+   * Takes an overlay off again: what it caught goes into the image directly beneath and never further, the VM runs on
+   * that image, the overlay file is deleted. Idempotent, whatever state a crash left: overlay never used, used, already
+   * merged, VM running, paused or off. Rejects with MERGE_REFUSED when what lies beneath is not `base`.
+   */
+  mergeOverlay(uuid: string, overlay: OverlayInPlace): Promise<void>
+
+  /** Registers a VM, or replaces its configuration. Answers with its UUID. */
+  define(configuration: string): Promise<string>
+  /** Removes the registration of a VM that is off. Disks, NVRAM and TPM files stay. Idempotent. */
+  undefine(uuid: string): Promise<void>
+  networks(): Promise<readonly NetworkFacts[]>
+  /** Makes sure that an isolated network without any uplink exists and is active. Idempotent. */
+  ensureIsolatedNetwork(name: string): Promise<void>
+}
+
+export interface GuestOs {
+  readonly id: string
+  readonly name: string
+  readonly version: string
+}
+
+export interface GuestFileSystem {
+  readonly mountPoint: string
+  readonly type: string
+  /** Targets of the VM's disks it lies on; matched by address or serial, never by a name inside the guest. */
+  readonly targets: readonly string[]
+}
+
+export interface GuestExecResult {
+  readonly exitCode: number
+  readonly stdout: string
+  readonly stderr: string
+}
+
+/** The integration service inside a guest. Every call is bounded in time and output: GUEST_NOT_RESPONDING, GUEST_REFUSED. */
+export interface GuestIntegration {
+  /** Answers if the service does. Also bounds every later call on this VM (the hypervisor's response timeout). */
+  ping(): Promise<void>
+  /**
+   * Freezes all file systems, hooks included; answers how many. When it rejects, the guest may still freeze later:
+   * the caller must thaw whatever this said (law 1).
+   */
+  freeze(): Promise<number>
+  /**
+   * Thaws; answers how many file systems were thawed. Returns only when the guest says it is thawed, also when a lost
+   * freeze is still on its way. Fewer than were frozen means that the guest had thawed by itself.
+   */
+  thaw(): Promise<number>
+  freezeStatus(): Promise<'frozen' | 'thawed'>
+  fileSystems(): Promise<readonly GuestFileSystem[]>
+  osInfo(): Promise<GuestOs>
+  /** Runs a program in the guest; output is cut at 1 MiB. Refused by a frozen guest. */
+  exec(path: string, args: readonly string[], options?: { timeoutMs?: number }): Promise<GuestExecResult>
+  /** Sets the guest's clock from its hardware clock, after it stood still. */
+  syncClock(): Promise<void>
+}
