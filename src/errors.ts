@@ -40,7 +40,7 @@ export const errorCatalogue = {
     409,
   ),
   VSS_WRITER_VETO: entry(
-    'no VM was backed up: {reasons}',
+    'no VM was {done}: {reasons}',
     'Put right what is named, or leave that VM out.',
     'retry',
     409,
@@ -175,6 +175,28 @@ export const errorCatalogue = {
     'the NBD server at {address} broke the protocol: {reason}',
     'Report this with the version of QEMU.',
   ),
+  NBD_CONNECT_FAILED: entry(
+    'no connection to the NBD server at {address}: {reason}',
+    'Look at the host and try again.',
+    'retry',
+  ),
+  NBD_CONNECTION_LOST: entry(
+    'the connection to the NBD server at {address} was lost: {reason}',
+    'Look at the host and try again.',
+    'retry',
+  ),
+  NBD_EXPORT_REFUSED: entry(
+    'the NBD server at {address} refused {exportName}: {reason}',
+    'Look at the host and try again.',
+    'retry',
+  ),
+  COMMAND_FAILED: entry('{command} failed: {reason}', 'Put right what it says and try again.', 'retry'),
+  DISK_EXPORT_FAILED: entry(
+    'the disks {disks} could not be opened for transfer: {reason}',
+    'Look whether another program holds the image, and whether its file still exists.',
+    'retry',
+  ),
+  DISK_IMAGE_INVALID: entry('{path} is not a usable disk image: {reason}', 'Look at that image with qemu-img info.'),
   // repository
 } as const satisfies Record<string, ErrorEntry>
 

@@ -1,0 +1,256 @@
+/**
+ * BackupComponents: what a requester holds. One backup, then disposal, which is BackupShutdown: whatever is still under
+ * way is aborted, and the copies of the set are released. The calls and their order are those of IVssBackupComponents;
+ * session.ts has the table.
+ */
+import { mapLimit, settleAll } from '../base/async.ts'
+import type { Cleanup, JsonObject } from '../base/cleanup.ts'
+import type { Clock } from '../base/clock.ts'
+import { describeError, invariant } from '../base/failure.ts'
+import { failure } from '../errors.ts'
+import {
+  type BackupComponentsDocument,
+  type ComponentMetadata,
+  type ComponentRef,
+  fullPath,
+  refOf,
+  sameComponent,
+  type WriterMetadata,
+} from './components.ts'
+import { type CreatedSet, doSnapshotSet } from './do-snapshot-set.ts'
+import { type Participant, Providers, Writers } from './gather.ts'
+import { chooseProvider, type Provider, type Volume } from './provider.ts'
+import { type SessionCall, type SessionState, transition } from './session.ts'
+import type { BackupType, EmitEvent, SessionLimits } from './vocabulary.ts'
+import type { QuietDuringFreeze } from './windows.ts'
+import type { ComponentOutcome, Writer, WriterSession } from './writer.ts'
+
+/** What the coordinator is made of; one per session. */
+export interface VssService {
+  readonly writers: readonly Writer[]
+  readonly providers: readonly Provider[]
+  readonly limits: SessionLimits
+  readonly clock: Clock
+  readonly undo: Cleanup
+  readonly emit: EmitEvent
+  readonly quiet: QuietDuringFreeze
+  /** Takes the host-wide lock of "one set in creation at a time"; rejects at once with VSS_SNAPSHOT_SET_IN_PROGRESS. */
+  lockSetCreation(): Promise<AsyncDisposable>
+  readonly signal: AbortSignal
+}
+
+export interface WriterStatus {
+  readonly writer: Writer
+  readonly participant: Participant | undefined
+}
+
+export class BackupComponents implements AsyncDisposable {
+  readonly snapshotSetId: string = crypto.randomUUID()
+  readonly #service: VssService
+  readonly #backupType: BackupType
+  #state: SessionState = 'new'
+  #metadata: readonly WriterMetadata[] = []
+  #selected: ComponentMetadata[] = []
+  #volumes = new Map<Provider, Volume[]>()
+  #writers: Writers | undefined
+  #outcomes: readonly ComponentOutcome[] = []
+  #succeeded = new Map<string, boolean>()
+  #creationLock: AsyncDisposable | undefined
+
+  private constructor(service: VssService, backupType: BackupType) {
+    this.#service = service
+    this.#backupType = backupType
+  }
+
+  static initializeForBackup(service: VssService, backupType: BackupType): BackupComponents {
+    const components = new BackupComponents(service, backupType)
+    components.#call('initializeForBackup')
+    return components
+  }
+
+  get state(): SessionState {
+    return this.#state
+  }
+
+  get selected(): readonly ComponentMetadata[] {
+    return this.#selected
+  }
+
+  /** Identify to all writers; one whose handler fails is missing from the answer, as in VSS, and an event says so. */
+  async gatherWriterMetadata(): Promise<readonly WriterMetadata[]> {
+    this.#call('gatherWriterMetadata')
+    const answers = await settleAll(this.#service.writers, (writer) => {
+      this.#service.emit({ event: 'Identify', writer: writer.name })
+      return writer.onIdentify()
+    })
+    if (answers.length === 1 && answers[0]?.outcome.ok === false) throw answers[0].outcome.error
+    this.#metadata = answers.flatMap(({ item, outcome }) => {
+      if (outcome.ok) return [outcome.value]
+      this.#service.emit({ event: 'WriterMissing', writer: item.name, detail: describeError(outcome.error) })
+      return []
+    })
+    return this.#metadata
+  }
+
+  addComponent(ref: ComponentRef): void {
+    this.#call('addComponent')
+    const found = this.#metadata
+      .flatMap(({ components }) => components)
+      .find((component) => sameComponent(component, ref))
+    if (found === undefined)
+      throw failure('VSS_BAD_STATE', { call: `addComponent ${fullPath(ref)}`, state: 'not in the metadata' })
+    if (!this.#selected.some((component) => sameComponent(component, ref))) this.#selected.push(found)
+  }
+
+  /** Takes the host-wide lock: one set in creation at a time. */
+  async startSnapshotSet(): Promise<void> {
+    this.#call('startSnapshotSet')
+    this.#creationLock = await this.#service.lockSetCreation()
+  }
+
+  /** Adds every volume of the components selected, each to the provider that suits it best. */
+  async addVolumesOfComponents(): Promise<void> {
+    const session = this.#providerSession()
+    await mapLimit(
+      this.#selected.flatMap(({ volumes }) => volumes),
+      8,
+      async (volume) => {
+        this.#call('addToSnapshotSet')
+        const provider = chooseProvider(this.#service.providers, volume)
+        if (provider === undefined)
+          throw failure('VSS_VOLUME_NOT_SUPPORTED', { volume: `${volume.caption} ${volume.name}` })
+        this.#volumes.set(provider, [...(this.#volumes.get(provider) ?? []), volume])
+        await provider.beginPrepareSnapshot(session, volume)
+      },
+    )
+  }
+
+  async prepareForBackup(): Promise<void> {
+    this.#call('prepareForBackup')
+    const { limits, clock } = this.#service
+    this.#writers = new Writers(this.#participants(), this.#writerSession(), limits, clock)
+    await this.#writers.prepareForBackup()
+  }
+
+  /** The states and last vetoes of the writers that take part. */
+  writerStatus(): readonly Participant[] {
+    return this.#writers?.participants ?? []
+  }
+
+  async doSnapshotSet(): Promise<CreatedSet> {
+    const next = transition(this.#state, 'doSnapshotSet')
+    const writers = this.#writers
+    invariant(writers !== undefined, 'prepareForBackup comes before doSnapshotSet')
+    const { limits, clock, quiet } = this.#service
+    const providers = this.#providers()
+    try {
+      const set = { id: this.snapshotSetId, instants: groupByInstant(this.#selected), limits, clock, quiet }
+      const created = await doSnapshotSet(set, writers, providers)
+      this.#state = next
+      const outcomes = await Promise.all(
+        writers.participants.map((participant) => participant.writer.outcomes(writers.sessionOf(participant))),
+      )
+      this.#outcomes = outcomes.flat()
+      return created
+    } catch (error) {
+      this.#state = 'aborted'
+      throw error
+    } finally {
+      await this.#releaseCreationLock()
+    }
+  }
+
+  /** What the writers left for each component; complete after doSnapshotSet. */
+  outcomes(): readonly ComponentOutcome[] {
+    return this.#outcomes
+  }
+
+  setBackupSucceeded(ref: ComponentRef, succeeded: boolean): void {
+    this.#call('setBackupSucceeded')
+    this.#succeeded.set(fullPath(ref), succeeded)
+  }
+
+  async backupComplete(): Promise<void> {
+    this.#call('backupComplete')
+    await this.#writers?.backupComplete(this.#succeeded)
+  }
+
+  /** Ignored when nothing is under way; may come more than once. */
+  async abortBackup(): Promise<void> {
+    const before = this.#state
+    this.#call('abortBackup')
+    if (this.#state !== 'aborted' || before === 'aborted') return
+    await using _providers = { [Symbol.asyncDispose]: () => this.#providers().abortSnapshots() }
+    await this.#writers?.abort()
+  }
+
+  /** The writer metadata of the components selected, and the backup components document. */
+  documents(): { metadata: readonly WriterMetadata[]; components: BackupComponentsDocument } {
+    const metadata = this.#metadata
+      .map((writer) => ({ ...writer, components: writer.components.filter((one) => this.#selected.includes(one)) }))
+      .filter(({ components }) => components.length > 0)
+    const writers = metadata.map(({ writerId, instanceId, name, components }) => ({
+      writerId,
+      instanceId,
+      name,
+      components: components.map((component) => ({
+        component: refOf(component),
+        succeeded: this.#succeeded.get(fullPath(component)) ?? false,
+        metadata: this.#metadataOf(component),
+        fileRestoreStatus: 'undefined' as const,
+      })),
+    }))
+    return { metadata, components: { snapshotSetId: this.snapshotSetId, backupType: this.#backupType, writers } }
+  }
+
+  /** BackupShutdown: aborts what is under way, releases the copies and the lock. All of it is tried. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    if (this.#state === 'released') return
+    await using _lock = { [Symbol.asyncDispose]: () => this.#releaseCreationLock() }
+    await using _copies = { [Symbol.asyncDispose]: () => this.#providers().deleteSnapshots() }
+    await using _shutdown = { [Symbol.asyncDispose]: async () => this.#writers?.backupShutdown() }
+    await this.abortBackup()
+    this.#call('release')
+  }
+
+  #call(call: SessionCall): void {
+    this.#state = transition(this.#state, call)
+  }
+
+  #metadataOf(component: ComponentRef): JsonObject {
+    return this.#outcomes.find((outcome) => sameComponent(outcome.component, component))?.metadata ?? {}
+  }
+
+  #participants(): Participant[] {
+    return this.#service.writers.flatMap((writer) => {
+      const components = this.#selected.filter(({ writerId }) => writerId === writer.id).map(refOf)
+      return components.length === 0 ? [] : [{ writer, components, state: 'stable' as const, vetoes: [] }]
+    })
+  }
+
+  #writerSession(): Omit<WriterSession, 'components'> {
+    const { undo, emit, signal } = this.#service
+    return { snapshotSetId: this.snapshotSetId, undo, emit, signal }
+  }
+
+  #providerSession() {
+    return this.#writerSession()
+  }
+
+  #providers(): Providers {
+    return new Providers(this.#volumes, this.#providerSession())
+  }
+
+  async #releaseCreationLock(): Promise<void> {
+    const lock = this.#creationLock
+    this.#creationLock = undefined
+    await lock?.[Symbol.asyncDispose]()
+  }
+}
+
+/** The instants of a set: components with one key share a window, in the order in which they were selected. */
+function groupByInstant(components: readonly ComponentMetadata[]): string[][] {
+  const groups = new Map<string, string[]>()
+  for (const { instant, name } of components) groups.set(instant, [...(groups.get(instant) ?? []), name])
+  return [...groups.values()]
+}

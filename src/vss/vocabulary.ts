@@ -1,0 +1,115 @@
+/**
+ * Every word of VSS that Umbra uses, with the numbers that its tools print.
+ * Source: VSS API pages VSS_WRITER_STATE, VSS_SNAPSHOT_CONTEXT, VSS_VOLUME_SNAPSHOT_ATTRIBUTES, SetWriterFailure,
+ * and "Overview of Processing a Backup Under VSS".
+ */
+
+/** The reader's landmark: the class id of Microsoft's Hyper-V writer, whose work src/vm does on libvirt. */
+export const hyperVWriterId = '66841cd4-6ded-4f4b-8f17-fd23f8ddc3de'
+
+export const writerEvents = [
+  'Identify',
+  'PrepareForBackup',
+  'PrepareForSnapshot',
+  'Freeze',
+  'Thaw',
+  'PostSnapshot',
+  'BackupComplete',
+  'BackupShutdown',
+  'Abort',
+  'PreRestore',
+  'PostRestore',
+] as const
+export type WriterEvent = (typeof writerEvents)[number]
+
+/** VSS_WRITER_STATE; the index is the number in brackets that `vssadmin list writers` prints. */
+export const writerStates = [
+  'unknown',
+  'stable',
+  'waiting-for-freeze',
+  'waiting-for-thaw',
+  'waiting-for-post-snapshot',
+  'waiting-for-backup-complete',
+  'failed-at-identify',
+  'failed-at-prepare-backup',
+  'failed-at-prepare-snapshot',
+  'failed-at-freeze',
+  'failed-at-thaw',
+  'failed-at-post-snapshot',
+  'failed-at-backup-complete',
+  'failed-at-pre-restore',
+  'failed-at-post-restore',
+  'failed-at-backup-shutdown',
+] as const
+export type WriterState = (typeof writerStates)[number]
+
+/** The five codes a writer may give (SetWriterFailure), with their HRESULTs and the words of `vssadmin`. */
+export const writerFailures = {
+  VSS_E_WRITERERROR_INCONSISTENTSNAPSHOT: { hresult: 0x800423f0, lastError: 'Inconsistent shadow copy' },
+  VSS_E_WRITERERROR_OUTOFRESOURCES: { hresult: 0x800423f1, lastError: 'Out of resources' },
+  VSS_E_WRITERERROR_TIMEOUT: { hresult: 0x800423f2, lastError: 'Timed out' },
+  VSS_E_WRITERERROR_RETRYABLE: { hresult: 0x800423f3, lastError: 'Retryable error' },
+  VSS_E_WRITERERROR_NONRETRYABLE: { hresult: 0x800423f4, lastError: 'Non-retryable error' },
+} as const
+export type WriterFailureCode = keyof typeof writerFailures
+
+/** A writer's no, for one component or (component undefined) for all of it. Data, not an exception (law 10). */
+export interface Veto {
+  readonly writer: string
+  /** Caption of the component concerned, as people know it. */
+  readonly component?: string
+  readonly code: WriterFailureCode
+  readonly reason: string
+}
+
+/** VSS_VOLUME_SNAPSHOT_ATTRIBUTES, those that mean something here. */
+export const snapshotAttributes = {
+  persistent: 0x1,
+  noAutoRecovery: 0x2,
+  noAutoRelease: 0x8,
+  noWriters: 0x10,
+  differential: 0x20000,
+  autoRecover: 0x400000,
+} as const
+
+/** VSS_SNAPSHOT_CONTEXT: sums of attributes. */
+export const snapshotContexts = { backup: 0, appRollback: 0x9, nasRollback: 0x19 } as const
+export type SnapshotContext = keyof typeof snapshotContexts
+
+/** Auto-recovery: may a copy be written between its commit and the end of PostSnapshot? */
+export function allowsAutoRecovery(contextBits: number): boolean {
+  return (contextBits & snapshotAttributes.noAutoRecovery) === 0
+}
+
+export const backupTypes = ['full', 'incremental', 'differential', 'log', 'copy', 'other'] as const
+export type BackupType = (typeof backupTypes)[number]
+
+/** VSS_FILE_RESTORE_STATUS: `none` nothing was written, `failed` what is on disk is damaged. */
+export type FileRestoreStatus = 'undefined' | 'none' | 'all' | 'failed'
+
+/** One thing that happened in a session; the same stream feeds progress, the log, the result and the traces in tests. */
+export interface SessionEvent {
+  /** Milliseconds since the session began. */
+  readonly atMs: number
+  /** A WriterEvent, or a step of the coordinator, a provider or the requester (PascalCase). */
+  readonly event: string
+  readonly writer?: string
+  /** Caption of the component (for the VM writer, the VM's name). */
+  readonly vm?: string
+  readonly detail?: string
+}
+
+/** Where events go; must neither block nor touch a disk (law 4). */
+export type EmitEvent = (event: Omit<SessionEvent, 'atMs'>) => void
+
+/** Limits in milliseconds. Defaults are VSS's own; they may be lowered. */
+export interface SessionLimits {
+  /** Freeze to Thaw, per instant. CVssWriter::Initialize, dwTimeoutFreeze. */
+  readonly freezeMs: number
+  /** Writes held around the commit. "Shadow Copy Creation for Providers". */
+  readonly holdWritesMs: number
+  /** PrepareForSnapshot and the other slow events. */
+  readonly prepareMs: number
+}
+
+export const defaultLimits: SessionLimits = { freezeMs: 60_000, holdWritesMs: 10_000, prepareMs: 600_000 }
