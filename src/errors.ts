@@ -39,12 +39,7 @@ export const errorCatalogue = {
     'retry',
     409,
   ),
-  VSS_WRITER_VETO: entry(
-    'no VM was {done}: {reasons}',
-    'Put right what is named, or leave that VM out.',
-    'retry',
-    409,
-  ),
+  VSS_WRITER_VETO: entry('no VM was {done}: {reasons}', 'Put right what is named, or leave that VM out.', 'retry', 409),
   VSS_WRITER_TIMEOUT: entry(
     'the freeze window of {limitMs} ms was exceeded: {reasons}',
     'Back up fewer VMs at one instant (--instant vm), or choose --method checkpoint.',
@@ -198,6 +193,71 @@ export const errorCatalogue = {
   ),
   DISK_IMAGE_INVALID: entry('{path} is not a usable disk image: {reason}', 'Look at that image with qemu-img info.'),
   // repository
+  REPOSITORY_NOT_FOUND: entry(
+    'there is no repository at {path}',
+    'Give --repository a directory made by umbra backup or an empty one.',
+    'never',
+    404,
+  ),
+  REPOSITORY_NOT_ONE: entry(
+    '{path} is not a repository: {reason}',
+    'Give --repository a directory made by umbra backup or an empty one.',
+    'never',
+    409,
+  ),
+  REPOSITORY_NOT_EMPTY: entry(
+    'no repository can be made in {path}: it holds {found}',
+    'Give --repository a directory made by umbra backup or an empty one.',
+    'never',
+    409,
+  ),
+  REPOSITORY_NEWER_FORMAT: entry(
+    '{path} was written by a newer umbra: {reason}',
+    'Use the version of umbra that wrote it, or a later one.',
+  ),
+  REPOSITORY_FULL: entry(
+    'the repository is full: {path} needs {neededBytes} bytes',
+    'Free some space there and try again; nothing of the recovery points before is lost.',
+    'retry',
+    507,
+  ),
+  REPOSITORY_IO: entry(
+    'the repository can not be used at {path}: {reason}',
+    'Look at the storage of the repository.',
+    'retry',
+  ),
+  REPOSITORY_OBJECT_MISSING: entry(
+    '{path} is missing in the repository',
+    'Verify the repository; see docs/repository-format.md.',
+  ),
+  REPOSITORY_DAMAGED: entry('{path} is damaged: {reason}', 'Verify the repository; see docs/repository-format.md.'),
+  REPOSITORY_CHUNK_CORRUPT: entry(
+    '{stream} of recovery point {point} is damaged at offset {offset}: {reason}',
+    'Verify the recovery point to see all of the damage, and restore another one.',
+  ),
+  REPOSITORY_DRAFT_IN_USE: entry(
+    'recovery point {point} is still being written by {writer}',
+    'Wait for that backup, or end it; on another host, run umbra recover there.',
+    'retry',
+    409,
+  ),
+  RECOVERY_POINT_NOT_FOUND: entry(
+    'there is no recovery point {point}',
+    'umbra points lists the recovery points.',
+    'never',
+    404,
+  ),
+  RECOVERY_POINT_AMBIGUOUS: entry('{point} fits several recovery points: {points}', 'Type more of it.', 'never', 409),
+  RECOVERY_POINT_DAMAGED: entry(
+    'the manifest of recovery point {point} is damaged: {reason}',
+    'Restore another recovery point, and look at the storage of the repository.',
+  ),
+  RECOVERY_POINT_PART_NOT_FOUND: entry(
+    'recovery point {point} has no {kind} {name}; it holds {names}',
+    'Give one of those names.',
+    'never',
+    404,
+  ),
 } as const satisfies Record<string, ErrorEntry>
 
 export type ErrorCode = keyof typeof errorCatalogue

@@ -69,17 +69,15 @@ export async function untilAborted<T>(
   return firstOf(work, stop.promise, onLate).finally(() => signal.removeEventListener('abort', abort))
 }
 
-async function firstOf<T>(work: Promise<T>, end: Promise<never>, onLate: (late: T) => void): Promise<T> {
-  let waiting = true
-  work.then(
-    (value) => {
-      if (!waiting) onLate(value)
-    },
-    () => undefined, // a failure after the wait has nothing to give back
-  )
-  try {
-    return await Promise.race([work, end])
-  } finally {
-    waiting = false
-  }
+/** Not Promise.race: who wins must be known before the result is handed on, or what arrives in between is lost. */
+function firstOf<T>(work: Promise<T>, end: Promise<never>, onLate: (late: T) => void): Promise<T> {
+  return new Promise<T>((resolve, reject) => {
+    let waiting = true
+    end.catch((reason) => {
+      waiting = false
+      reject(reason)
+    })
+    // A failure after the wait has nothing to give back.
+    work.then((value) => (waiting ? resolve(value) : onLate(value)), reject)
+  })
 }

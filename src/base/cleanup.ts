@@ -23,8 +23,8 @@ export type UndoHandlers = Readonly<Record<string, UndoHandler>>
 
 /** Where records outlive the process. */
 export interface UndoLog {
-  /** The record is on stable storage when it resolves. */
-  add(record: UndoRecord): Promise<number>
+  /** The record is on stable storage when it resolves; the one it supersedes is done in the same write. */
+  add(record: UndoRecord, supersedes?: number): Promise<number>
   /** May be written late: a step undone twice does no harm. */
   done(id: number): void
 }
@@ -59,6 +59,13 @@ export class Cleanup implements AsyncDisposable {
     const step = { id: await this.#log.add(record), record }
     this.#steps.push(step)
     return step
+  }
+
+  /** Replaces a step by another in one durable write: there is no moment with both or neither. */
+  async supersede(step: UndoStep, record: UndoRecord): Promise<UndoStep> {
+    const next = { id: await this.#log.add(record, step.id), record }
+    this.#steps = [...this.#steps.filter((other) => other !== step), next]
+    return next
   }
 
   /** Undoes one step now. When it fails the step stays registered. */

@@ -10,7 +10,7 @@ export interface Clock {
   monotonicMs(): number
   /** Rejects with the signal's reason when it aborts. */
   sleep(ms: number, signal?: AbortSignal): Promise<void>
-  /** Calls back once after `ms`, unless cancelled. Does not keep the process alive. */
+  /** Calls back once after `ms`, unless cancelled. Keeps the process alive until then: a limit must not get lost. */
   timer(ms: number, callback: () => void): { cancel(): void }
 }
 

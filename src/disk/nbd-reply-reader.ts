@@ -123,7 +123,10 @@ export class ReplyReader {
     const reply = find(this.#cookie)
     if (reply === undefined) throw this.#broken('a reply to a request not made')
     this.#reply = reply
-    if (magic === simpleReplyMagic) return this.#onSimpleReply()
+    if (magic === simpleReplyMagic) {
+      this.#onSimpleReply()
+      return
+    }
     if (!structuredReplies) throw this.#broken('a structured reply that was not agreed')
     this.#isLastChunk = (this.#fixed.readUInt16BE(4) & chunkDoneFlag) !== 0
     this.#expect(this.#fixed.subarray(headerBytes, headerBytes + this.#tailBytes()), this.#onChunk)
@@ -142,14 +145,11 @@ export class ReplyReader {
     const error = this.#fixed.readUInt32BE(4)
     this.#isLastChunk = true
     const { command, offset, target } = this.#reply
-    if (error !== 0) {
-      this.#reply.error = describeServerError(error)
-      return this.#onChunkEnd()
-    }
-    if (command === commandType.blockStatus) throw this.#broken('a block status without extents')
-    if (command !== commandType.read) return this.#onChunkEnd()
-    if (this.#options.structuredReplies) throw this.#broken('a simple reply to a read')
-    this.#expect(this.#reply.claim(offset, target.length) ?? nothing, this.#onChunkEnd)
+    const hasPayload = error === 0 && command === commandType.read
+    if (hasPayload && this.#options.structuredReplies) throw this.#broken('a simple reply to a read')
+    if (error !== 0) this.#reply.error = describeServerError(error)
+    if (hasPayload) this.#expect(this.#reply.claim(offset, target.length) ?? nothing, this.#onChunkEnd)
+    else this.#onChunkEnd()
   }
 
   #onChunk(): void {

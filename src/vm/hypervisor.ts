@@ -139,6 +139,8 @@ export interface Hypervisor extends AsyncDisposable {
   resume(uuid: string): Promise<void>
   /** Idempotent. */
   suspend(uuid: string): Promise<void>
+  /** Resumes a VM that the hypervisor stopped because a disk was full, and only such a one. Answers whether it did. */
+  resumeAfterIoError(uuid: string): Promise<boolean>
   start(uuid: string): Promise<void>
   /** Cuts the power. Idempotent. */
   turnOff(uuid: string): Promise<void>
@@ -164,6 +166,25 @@ export interface Hypervisor extends AsyncDisposable {
   networks(): Promise<readonly NetworkFacts[]>
   /** Makes sure that an isolated network without any uplink exists and is active. Idempotent. */
   ensureIsolatedNetwork(name: string): Promise<void>
+}
+
+/** Where a network interface is to be connected. */
+export type NicConnection = { readonly network: string } | { readonly bridge: string }
+
+/** Changes to a configuration; everything that is not named stays exactly as it is written. */
+export interface ConfigurationEdit {
+  readonly name?: string
+  readonly uuid?: string
+  /** By target: the image file that takes the place of the disk's source and of its backing chain; `remove` drops the disk. */
+  readonly disks?: Readonly<Record<string, { readonly file: string; readonly format: string } | 'remove'>>
+  /** By present MAC, lower case. */
+  readonly nics?: Readonly<Record<string, { readonly mac?: string; readonly connect?: NicConnection }>>
+  readonly nvram?: string
+}
+
+/** Reads and edits configurations without a hypervisor; pure. */
+export interface ConfigurationEditor {
+  edit(configuration: string, edit: ConfigurationEdit): string
 }
 
 export interface GuestOs {

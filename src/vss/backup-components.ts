@@ -3,7 +3,7 @@
  * way is aborted, and the copies of the set are released. The calls and their order are those of IVssBackupComponents;
  * session.ts has the table.
  */
-import { mapLimit, settleAll } from '../base/async.ts'
+import { mapLimit, settleAll, withDeadline } from '../base/async.ts'
 import type { Cleanup, JsonObject } from '../base/cleanup.ts'
 import type { Clock } from '../base/clock.ts'
 import { describeError, invariant } from '../base/failure.ts'
@@ -19,7 +19,7 @@ import {
 } from './components.ts'
 import { type CreatedSet, doSnapshotSet } from './do-snapshot-set.ts'
 import { type Participant, Providers, Writers } from './gather.ts'
-import { chooseProvider, type Provider, type Volume } from './provider.ts'
+import { chooseProvider, type Provider, type ProviderSession, type Volume } from './provider.ts'
 import { type SessionCall, type SessionState, transition } from './session.ts'
 import type { BackupType, EmitEvent, SessionLimits } from './vocabulary.ts'
 import type { QuietDuringFreeze } from './windows.ts'
@@ -37,11 +37,8 @@ export interface VssService {
   /** Takes the host-wide lock of "one set in creation at a time"; rejects at once with VSS_SNAPSHOT_SET_IN_PROGRESS. */
   lockSetCreation(): Promise<AsyncDisposable>
   readonly signal: AbortSignal
-}
-
-export interface WriterStatus {
-  readonly writer: Writer
-  readonly participant: Participant | undefined
+  /** Aborts `signal` for a reason that a provider found. */
+  abandon(reason: Error): void
 }
 
 export class BackupComponents implements AsyncDisposable {
@@ -81,7 +78,7 @@ export class BackupComponents implements AsyncDisposable {
     this.#call('gatherWriterMetadata')
     const answers = await settleAll(this.#service.writers, (writer) => {
       this.#service.emit({ event: 'Identify', writer: writer.name })
-      return writer.onIdentify()
+      return this.#inTime(`Identify of ${writer.name}`, writer.onIdentify())
     })
     if (answers.length === 1 && answers[0]?.outcome.ok === false) throw answers[0].outcome.error
     this.#metadata = answers.flatMap(({ item, outcome }) => {
@@ -99,7 +96,11 @@ export class BackupComponents implements AsyncDisposable {
       .find((component) => sameComponent(component, ref))
     if (found === undefined)
       throw failure('VSS_BAD_STATE', { call: `addComponent ${fullPath(ref)}`, state: 'not in the metadata' })
-    if (!this.#selected.some((component) => sameComponent(component, ref))) this.#selected.push(found)
+    if (this.#selected.includes(found)) return
+    // Volumes and instants know their component by its plain name, which writers make unique (a VM's UUID).
+    if (this.#selected.some(({ name }) => name === found.name))
+      throw failure('VSS_BAD_STATE', { call: `addComponent ${fullPath(ref)}`, state: 'another of that name was added' })
+    this.#selected.push(found)
   }
 
   /** Takes the host-wide lock: one set in creation at a time. */
@@ -110,17 +111,18 @@ export class BackupComponents implements AsyncDisposable {
 
   /** Adds every volume of the components selected, each to the provider that suits it best. */
   async addVolumesOfComponents(): Promise<void> {
+    this.#call('addToSnapshotSet')
     const session = this.#providerSession()
     await mapLimit(
       this.#selected.flatMap(({ volumes }) => volumes),
       8,
       async (volume) => {
-        this.#call('addToSnapshotSet')
         const provider = chooseProvider(this.#service.providers, volume)
         if (provider === undefined)
           throw failure('VSS_VOLUME_NOT_SUPPORTED', { volume: `${volume.caption} ${volume.name}` })
         this.#volumes.set(provider, [...(this.#volumes.get(provider) ?? []), volume])
-        await provider.beginPrepareSnapshot(session, volume)
+        const what = `BeginPrepareSnapshot of ${provider.name}`
+        await this.#inTime(what, provider.beginPrepareSnapshot(session, volume))
       },
     )
   }
@@ -143,18 +145,17 @@ export class BackupComponents implements AsyncDisposable {
     invariant(writers !== undefined, 'prepareForBackup comes before doSnapshotSet')
     const { limits, clock, quiet } = this.#service
     const providers = this.#providers()
+    this.#state = 'aborted' // unless the set gets created
     try {
       const set = { id: this.snapshotSetId, instants: groupByInstant(this.#selected), limits, clock, quiet }
       const created = await doSnapshotSet(set, writers, providers)
       this.#state = next
-      const outcomes = await Promise.all(
-        writers.participants.map((participant) => participant.writer.outcomes(writers.sessionOf(participant))),
-      )
+      const outcomes = await mapLimit(writers.participants, Number.POSITIVE_INFINITY, (participant) => {
+        const { writer } = participant
+        return this.#inTime(`the outcomes of ${writer.name}`, writer.outcomes(writers.sessionOf(participant)))
+      })
       this.#outcomes = outcomes.flat()
       return created
-    } catch (error) {
-      this.#state = 'aborted'
-      throw error
     } finally {
       await this.#releaseCreationLock()
     }
@@ -167,12 +168,12 @@ export class BackupComponents implements AsyncDisposable {
 
   setBackupSucceeded(ref: ComponentRef, succeeded: boolean): void {
     this.#call('setBackupSucceeded')
-    this.#succeeded.set(fullPath(ref), succeeded)
+    this.#succeeded.set(keyOf(ref), succeeded)
   }
 
   async backupComplete(): Promise<void> {
     this.#call('backupComplete')
-    await this.#writers?.backupComplete(this.#succeeded)
+    await this.#writers?.backupComplete((ref) => this.#succeeded.get(keyOf(ref)))
   }
 
   /** Ignored when nothing is under way; may come more than once. */
@@ -195,7 +196,7 @@ export class BackupComponents implements AsyncDisposable {
       name,
       components: components.map((component) => ({
         component: refOf(component),
-        succeeded: this.#succeeded.get(fullPath(component)) ?? false,
+        succeeded: this.#succeeded.get(keyOf(component)) ?? false,
         metadata: this.#metadataOf(component),
         fileRestoreStatus: 'undefined' as const,
       })),
@@ -233,12 +234,18 @@ export class BackupComponents implements AsyncDisposable {
     return { snapshotSetId: this.snapshotSetId, undo, emit, signal }
   }
 
-  #providerSession() {
-    return this.#writerSession()
+  #providerSession(): ProviderSession {
+    return { ...this.#writerSession(), abandon: this.#service.abandon }
   }
 
   #providers(): Providers {
-    return new Providers(this.#volumes, this.#providerSession())
+    const { limits, clock } = this.#service
+    return new Providers(this.#volumes, this.#providerSession(), limits, clock)
+  }
+
+  #inTime<T>(what: string, work: Promise<T>): Promise<T> {
+    const { limits, clock } = this.#service
+    return withDeadline(work, { clock, limitMs: limits.prepareMs, what })
   }
 
   async #releaseCreationLock(): Promise<void> {
@@ -246,6 +253,11 @@ export class BackupComponents implements AsyncDisposable {
     this.#creationLock = undefined
     await lock?.[Symbol.asyncDispose]()
   }
+}
+
+/** Two writers may each have a component of the same path. */
+function keyOf(ref: ComponentRef): string {
+  return ref.writerId + fullPath(ref)
 }
 
 /** The instants of a set: components with one key share a window, in the order in which they were selected. */

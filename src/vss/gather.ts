@@ -2,11 +2,11 @@
  * One event to all writers, one call to all providers: everybody is asked, every answer is gathered, and the sum is
  * judged once (law 10). "Partial backups are not supported": a single veto ends the set, in `judge` and nowhere else.
  */
-import { settleAll, withDeadline } from '../base/async.ts'
+import { settleAll, untilAborted, withDeadline } from '../base/async.ts'
 import type { Clock } from '../base/clock.ts'
 import { describeError, Failure, invariant } from '../base/failure.ts'
 import { failure } from '../errors.ts'
-import type { ComponentRef } from './components.ts'
+import { type ComponentRef, fullPath } from './components.ts'
 import type { Instant, Provider, ProviderSession, ShadowCopy, Volume } from './provider.ts'
 import type { SessionLimits, Veto, WriterEvent, WriterState } from './vocabulary.ts'
 import { describeVetoes, type Freezable, type FrozenWriters, type HeldWrites, type WritableCopies } from './windows.ts'
@@ -67,9 +67,13 @@ export class Writers {
   /** The writers of the components named, to be frozen and thawed together. */
   ofInstant(components: readonly string[]): Freezable {
     return {
-      freeze: (signal) =>
-        this.#tell('Freeze', (writer, session) => writer.onFreeze({ ...session, signal }), components),
-      thaw: () => this.#tell('Thaw', (writer, session) => writer.onThaw(session), components),
+      freeze: (window) =>
+        this.#tell('Freeze', (writer, session) => untilAborted(writer.onFreeze(session), window), {
+          components,
+          signal: AbortSignal.any([this.#session.signal, window]),
+        }),
+      thaw: () => this.#tell('Thaw', (writer, session) => writer.onThaw(session), { components, signal: unhurried() }),
+      expire: () => this.#concerned(components).flatMap(({ participant }) => this.#expire(participant)),
     }
   }
 
@@ -82,50 +86,61 @@ export class Writers {
     })
   }
 
-  backupComplete(succeeded: ReadonlyMap<string, boolean>): Promise<void> {
-    return this.#tell('BackupComplete', (writer, session) => writer.onBackupComplete(session, succeeded))
+  backupComplete(succeeded: (ref: ComponentRef) => boolean | undefined): Promise<void> {
+    return this.#tell('BackupComplete', (writer, session) => {
+      const known = session.components.flatMap((ref) => {
+        const value = succeeded(ref)
+        return value === undefined ? [] : [[fullPath(ref), value] as const]
+      })
+      return writer.onBackupComplete(session, new Map(known))
+    })
   }
 
   /** Abort to all; an error of one does not spare the others. */
   abort(): Promise<void> {
-    return this.#tell('Abort', async (writer, session) => {
+    const deliver = async (writer: Writer, session: WriterSession) => {
       await writer.onAbort(session)
       return []
-    })
+    }
+    return this.#tell('Abort', deliver, { signal: unhurried() })
   }
 
   backupShutdown(): Promise<void> {
-    return this.#tell('BackupShutdown', async (writer, session) => {
+    const deliver = async (writer: Writer, session: WriterSession) => {
       await writer.onBackupShutdown(session)
       return []
-    })
+    }
+    return this.#tell('BackupShutdown', deliver, { signal: unhurried() })
   }
 
   async #tell(
     event: WriterEvent,
     deliver: (writer: Writer, session: WriterSession) => Promise<readonly Veto[]>,
-    only?: readonly string[],
+    options: { components?: readonly string[]; signal?: AbortSignal } = {},
   ): Promise<void> {
-    const concerned = this.participants.flatMap((participant) => {
+    const signal = options.signal ?? this.#session.signal
+    const answers = await settleAll(this.#concerned(options.components), async ({ participant, components }) => {
+      this.#session.emit({ event, writer: participant.writer.name })
+      const session = { ...this.#session, components, signal }
+      return this.#ask(event, participant, signal, () => deliver(participant.writer, session))
+    })
+    const vetoes = answers.flatMap(({ outcome }) => (outcome.ok ? outcome.value : [vetoOfBug(outcome.error)]))
+    if (vetoes.length > 0 && signal.aborted) throw signal.reason
+    judge(event, this.#limits, vetoes)
+  }
+
+  #concerned(only?: readonly string[]) {
+    return this.participants.flatMap((participant) => {
       const components = participant.components.filter((ref) => only === undefined || only.includes(ref.name))
       return components.length === 0 ? [] : [{ participant, components }]
     })
-    const vetoes = await settleAll(concerned, async ({ participant, components }) => {
-      this.#session.emit({ event, writer: participant.writer.name })
-      const session = { ...this.#session, components }
-      return this.#ask(event, participant, () => deliver(participant.writer, session))
-    })
-    judge(
-      event,
-      this.#limits,
-      vetoes.flatMap(({ outcome }) => (outcome.ok ? outcome.value : [vetoOfBug(outcome.error)])),
-    )
   }
 
   /** One writer's answer: its vetoes, or its exception as a veto of the whole writer. */
   async #ask(
     event: WriterEvent,
     participant: Participant,
+    signal: AbortSignal,
     deliver: () => Promise<readonly Veto[]>,
   ): Promise<readonly Veto[]> {
     const writer = participant.writer.name
@@ -140,21 +155,41 @@ export class Writers {
       const code = timedOut(error) ? 'VSS_E_WRITERERROR_TIMEOUT' : 'VSS_E_WRITERERROR_NONRETRYABLE'
       vetoes = [{ writer, code, reason: describeError(error) }]
     }
+    if (vetoes.length > 0 && signal.aborted) return vetoes // cancelled, or expired: no failure of this writer's own
     const [ok, failed] = statesAfter[event] ?? ['stable', participant.state]
     // A writer that has failed stays failed, so that its status can be read afterwards.
-    if (vetoes.length > 0) participant.vetoes = vetoes
-    if (vetoes.length > 0) participant.state = failed
+    if (vetoes.length > 0) this.#record(participant, failed, vetoes)
     else if (!participant.state.startsWith('failed')) participant.state = ok
-    for (const veto of vetoes) {
+    return vetoes
+  }
+
+  /** Freeze to Thaw took too long: every writer that has not failed already is reported as timed out. */
+  #expire(participant: Participant): string[] {
+    const { state, writer } = participant
+    if (state.startsWith('failed')) return []
+    const reason = state === 'waiting-for-thaw' ? 'was still frozen' : 'did not answer Freeze'
+    const veto: Veto = { writer: writer.name, code: 'VSS_E_WRITERERROR_TIMEOUT', reason }
+    this.#record(participant, 'failed-at-freeze', [veto])
+    return describeVetoes([veto])
+  }
+
+  #record(participant: Participant, state: WriterState, vetoes: readonly Veto[]): void {
+    participant.state = state
+    participant.vetoes = vetoes
+    for (const { writer, component, reason } of vetoes) {
       this.#session.emit({
         event: 'Veto',
         writer,
-        ...(veto.component === undefined ? {} : { vm: veto.component }),
-        detail: veto.reason,
+        ...(component === undefined ? {} : { vm: component }),
+        detail: reason,
       })
     }
-    return vetoes
   }
+}
+
+/** The signal of an event that puts things right: it must not stop because the session was cancelled (law 3). */
+function unhurried(): AbortSignal {
+  return new AbortController().signal
 }
 
 function timedOut(error: unknown): boolean {
@@ -178,50 +213,76 @@ export function judge(event: WriterEvent, limits: SessionLimits, vetoes: readonl
 export class Providers {
   readonly #volumes: ReadonlyMap<Provider, readonly Volume[]>
   readonly #session: ProviderSession
+  readonly #limits: SessionLimits
+  readonly #clock: Clock
 
-  constructor(volumes: ReadonlyMap<Provider, readonly Volume[]>, session: ProviderSession) {
+  constructor(
+    volumes: ReadonlyMap<Provider, readonly Volume[]>,
+    session: ProviderSession,
+    limits: SessionLimits,
+    clock: Clock,
+  ) {
     this.#volumes = volumes
     this.#session = session
+    this.#limits = limits
+    this.#clock = clock
   }
 
   async endPrepareSnapshots(): Promise<void> {
-    await this.#each((provider) => provider.endPrepareSnapshots(this.#session))
+    await this.#each('EndPrepareSnapshots', (provider) => provider.endPrepareSnapshots(this.#session))
   }
 
   async preCommitSnapshots(components: readonly string[], frozen: FrozenWriters): Promise<void> {
-    await this.#eachOf(components, (provider, volumes) => provider.preCommitSnapshots(this.#session, volumes, frozen))
+    const session = this.#inside(frozen)
+    await this.#eachOf(components, (provider, volumes) => provider.preCommitSnapshots(session, volumes, frozen))
   }
 
   async commitSnapshots(components: readonly string[], held: HeldWrites): Promise<Instant[]> {
     invariant(held.open, 'copies are committed only while writes are held')
+    const session = this.#inside(held)
     const instants = await this.#eachOf(components, (provider, volumes) =>
-      provider.commitSnapshots(this.#session, volumes, held),
+      provider.commitSnapshots(session, volumes, held),
     )
     return instants.flat()
   }
 
   async postCommitSnapshots(components: readonly string[], frozen: FrozenWriters): Promise<void> {
-    await this.#eachOf(components, (provider, volumes) => provider.postCommitSnapshots(this.#session, volumes, frozen))
+    const session = this.#inside(frozen)
+    await this.#eachOf(components, (provider, volumes) => provider.postCommitSnapshots(session, volumes, frozen))
   }
 
   async preFinalCommitSnapshots(): Promise<ShadowCopy[]> {
-    return (await this.#each((provider) => provider.preFinalCommitSnapshots(this.#session))).flat()
+    const work = (provider: Provider) => provider.preFinalCommitSnapshots(this.#session)
+    return (await this.#each('PreFinalCommitSnapshots', work)).flat()
   }
 
   async postFinalCommitSnapshots(): Promise<void> {
-    await this.#each((provider) => provider.postFinalCommitSnapshots(this.#session))
+    await this.#each('PostFinalCommitSnapshots', (provider) => provider.postFinalCommitSnapshots(this.#session))
   }
 
   async abortSnapshots(): Promise<void> {
-    await this.#each((provider) => provider.abortSnapshots(this.#session))
+    const session = { ...this.#session, signal: unhurried() }
+    await this.#each('AbortSnapshots', (provider) => provider.abortSnapshots(session), session.signal)
   }
 
   async deleteSnapshots(): Promise<void> {
-    await this.#each((provider) => provider.deleteSnapshots(this.#session))
+    const session = { ...this.#session, signal: unhurried() }
+    await this.#each('DeleteSnapshots', (provider) => provider.deleteSnapshots(session), session.signal)
   }
 
-  #each<R>(work: (provider: Provider, volumes: readonly Volume[]) => Promise<R>): Promise<R[]> {
-    return this.#gather([...this.#volumes], work)
+  /** What a provider is told inside a window: its signal also aborts when the window expires. */
+  #inside(window: { readonly signal: AbortSignal }): ProviderSession {
+    return { ...this.#session, signal: AbortSignal.any([this.#session.signal, window.signal]) }
+  }
+
+  /** A call outside the windows; like a writer's slow events it may not hang for ever. */
+  #each<R>(what: string, work: (provider: Provider) => Promise<R>, signal = this.#session.signal): Promise<R[]> {
+    const limitMs = this.#limits.prepareMs
+    return this.#gather(
+      [...this.#volumes],
+      (provider) => withDeadline(work(provider), { clock: this.#clock, limitMs, what: `${what} of ${provider.name}` }),
+      signal,
+    )
   }
 
   #eachOf<R>(
@@ -238,9 +299,11 @@ export class Providers {
   async #gather<R>(
     concerned: readonly (readonly [Provider, readonly Volume[]])[],
     work: (provider: Provider, volumes: readonly Volume[]) => Promise<R>,
+    signal = this.#session.signal,
   ): Promise<R[]> {
     const settled = await settleAll(concerned, ([provider, volumes]) => work(provider, volumes))
     const errors = settled.flatMap(({ outcome }) => (outcome.ok ? [] : [outcome.error]))
+    if (errors.length > 0 && signal.aborted) throw signal.reason
     if (errors.length > 0) throw failure('VSS_PROVIDER_VETO', { reasons: errors.map(describeError) }, errors[0])
     return settled.flatMap(({ outcome }) => (outcome.ok ? [outcome.value] : []))
   }

@@ -43,6 +43,8 @@ export interface ProviderSession {
   readonly undo: Cleanup
   readonly emit: EmitEvent
   readonly signal: AbortSignal
+  /** Ends the whole session for a reason found outside of any call (a disk that fills up). */
+  abandon(reason: Error): void
 }
 
 export interface Provider {

@@ -47,7 +47,7 @@ export class RestoreComponents implements AsyncDisposable {
     const found = this.#stored.find(({ component }) => sameComponent(component, ref))
     if (found === undefined)
       throw failure('VSS_BAD_STATE', { call: `setSelectedForRestore ${fullPath(ref)}`, state: 'not in the document' })
-    this.#selected.push(found)
+    if (!this.#selected.includes(found)) this.#selected.push(found)
   }
 
   /** PreRestore: from here on the writer's former data are set aside. */
@@ -58,7 +58,7 @@ export class RestoreComponents implements AsyncDisposable {
 
   setFileRestoreStatus(ref: ComponentRef, status: FileRestoreStatus): void {
     this.#call('setFileRestoreStatus')
-    this.#status.set(fullPath(ref), status)
+    this.#status.set(ref.writerId + fullPath(ref), status)
   }
 
   /** PostRestore: sent whatever the statuses are; any but `all` ends in the writer's veto. */
@@ -66,7 +66,11 @@ export class RestoreComponents implements AsyncDisposable {
     this.#call('postRestore')
     await this.#tell('PostRestore', (writer, session) => {
       const restored = this.#of(writer).map(({ component, metadata }) => {
-        return { component, metadata, status: this.#status.get(fullPath(component)) ?? ('undefined' as const) }
+        return {
+          component,
+          metadata,
+          status: this.#status.get(component.writerId + fullPath(component)) ?? ('undefined' as const),
+        }
       })
       return writer.onPostRestore(session, restored)
     })

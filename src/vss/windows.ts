@@ -14,6 +14,8 @@ export interface Freezable {
   freeze(signal: AbortSignal): Promise<void>
   /** Follows every freeze attempt, exactly once per window; runs under its own clock. */
   thaw(): Promise<void>
+  /** The window has expired: whoever is not thawed yet has failed. Answers with a reason for each. */
+  expire(): readonly string[]
 }
 
 /** Law 4: what must keep still between Freeze and Thaw (journal, event output). */
@@ -43,7 +45,7 @@ export class FrozenWriters implements AsyncDisposable {
     clock: Clock,
   ): Promise<FrozenWriters> {
     const window = new Window(clock, limits.freezeMs, () =>
-      failure('VSS_WRITER_TIMEOUT', { limitMs: limits.freezeMs, reasons: 'Freeze to Thaw took too long' }),
+      failure('VSS_WRITER_TIMEOUT', { limitMs: limits.freezeMs, reasons: writers.expire() }),
     )
     const frozen = new FrozenWriters(writers, quiet, window)
     window.onExpiry(() => void frozen.#thawOnce().catch(() => undefined)) // disposal waits for it and reports
@@ -64,6 +66,10 @@ export class FrozenWriters implements AsyncDisposable {
     return this.#window.signal
   }
 
+  get open(): boolean {
+    return this.#window.open
+  }
+
   /** Waits for work that belongs into this window, but not beyond its end. */
   within<T>(work: Promise<T>): Promise<T> {
     return this.#window.within(work)
@@ -82,6 +88,7 @@ export class FrozenWriters implements AsyncDisposable {
     } finally {
       this.#quiet.release()
     }
+    this.#window.rejectIfExpiredUnnoticed()
   }
 }
 
@@ -99,6 +106,7 @@ export class HeldWrites implements AsyncDisposable {
    */
   static open(frozen: FrozenWriters, limits: SessionLimits, clock: Clock): HeldWrites {
     if (frozen.signal.aborted) throw frozen.signal.reason
+    if (!frozen.open) throw failure('VSS_BAD_STATE', { call: 'holding writes', state: 'thawed' })
     return new HeldWrites(
       new Window(clock, limits.holdWritesMs, () =>
         failure('VSS_HOLD_WRITES_TIMEOUT', { limitMs: limits.holdWritesMs }),
@@ -110,12 +118,18 @@ export class HeldWrites implements AsyncDisposable {
     return this.#window.within(work)
   }
 
+  /** Aborts when the window has expired. */
+  get signal(): AbortSignal {
+    return this.#window.signal
+  }
+
   get open(): boolean {
     return this.#window.open
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
     this.#window.close()
+    this.#window.rejectIfExpiredUnnoticed()
   }
 }
 
@@ -145,6 +159,7 @@ class Window {
   readonly #controller = new AbortController()
   readonly #timer: { cancel(): void }
   #open = true
+  #noticed = false
 
   constructor(clock: Clock, limitMs: number, onLimit: () => Error) {
     this.#timer = clock.timer(limitMs, () => {
@@ -164,9 +179,20 @@ class Window {
     this.signal.addEventListener('abort', action, { once: true })
   }
 
-  within<T>(work: Promise<T>): Promise<T> {
-    if (!this.#open) throw failure('VSS_BAD_STATE', { call: 'a step of a window', state: 'closed' })
-    return untilAborted(work, this.signal)
+  async within<T>(work: Promise<T>): Promise<T> {
+    try {
+      if (!this.#open) throw failure('VSS_BAD_STATE', { call: 'a step of a window', state: 'closed' })
+      return await untilAborted(work, this.signal)
+    } catch (error) {
+      work.catch(() => undefined)
+      this.#noticed ||= this.signal.aborted
+      throw error
+    }
+  }
+
+  /** A body that outlived its window without ever asking it fails all the same. */
+  rejectIfExpiredUnnoticed(): void {
+    if (this.signal.aborted && !this.#noticed) throw this.signal.reason
   }
 
   close(): void {

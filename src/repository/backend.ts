@@ -1,0 +1,46 @@
+/**
+ * Backend: where the objects of a repository are kept (a directory now, an object store later).
+ * The contract is small enough for S3: put a whole object if it is absent, read a range, list a prefix, delete.
+ * Every object is written once and never changed. test/contract/backend.contract.ts is the contract as tests.
+ *
+ * Retry law: a backend retries what is worth retrying (a connection that broke, a server that is busy) by itself and
+ * within its own limits; what it rejects with is final. Nobody above a backend retries.
+ */
+
+/** A part of an object, in bytes. A range that reaches beyond the end of the object is cut there. */
+export interface ByteRange {
+  readonly offset: number
+  readonly length: number
+}
+
+export interface ObjectEntry {
+  readonly key: string
+  readonly sizeBytes: number
+}
+
+/** Disposal closes files and connections; operations under way may reject. */
+export interface Backend extends AsyncDisposable {
+  /** What an operator would call this place: a path or a URL. */
+  readonly location: string
+  /**
+   * Stores the object made of `parts`, all of it or nothing, on stable storage when it resolves.
+   * 'exists' when the key was there before: the old object is untouched. Of several that put one key at once exactly
+   * one gets 'stored'. The buffers belong to the backend until the promise settles. REPOSITORY_FULL, REPOSITORY_IO.
+   */
+  put(key: string, parts: readonly Uint8Array[]): Promise<'stored' | 'exists'>
+  /** The object, or a part of it. REPOSITORY_OBJECT_MISSING when there is none; REPOSITORY_IO. */
+  get(key: string, range?: ByteRange): Promise<Buffer>
+  /** Every object whose key begins with `prefix` (which ends in '/' or is empty), in no order. */
+  list(prefix: string): AsyncIterable<ObjectEntry>
+  /** The object is gone when it resolves; that there was none is no error. */
+  delete(key: string): Promise<void>
+  /** Removes what writers that are no more left half written; leaves alone what a living one is writing. */
+  sweep(): Promise<void>
+}
+
+const keyPattern = /^[A-Za-z0-9][A-Za-z0-9._-]*(\/[A-Za-z0-9][A-Za-z0-9._-]*)*$/
+
+/** True for a key every backend can hold: no empty part, none that begins with a dot, at most 200 characters. */
+export function isObjectKey(key: string): boolean {
+  return key.length <= 200 && keyPattern.test(key)
+}

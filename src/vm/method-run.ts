@@ -1,0 +1,66 @@
+/**
+ * What the writer does for one VM in one session, by method. The writer (vm-writer.ts) maps VSS events to these calls
+ * and turns what they throw into vetoes.
+ */
+import type { Cleanup } from '../base/cleanup.ts'
+import type { Clock } from '../base/clock.ts'
+import type { ComponentFile } from '../vss/writer.ts'
+import type { Hypervisor, VmFacts } from './hypervisor.ts'
+import type { Consistency, MethodPlan } from './method.ts'
+
+export interface MethodContext {
+  readonly hypervisor: Hypervisor
+  readonly facts: VmFacts
+  readonly plan: MethodPlan
+  readonly undo: Cleanup
+  readonly clock: Clock
+  /** A directory of our own for memory images; private to root. */
+  readonly workDirectory: string
+  readonly snapshotSetId: string
+  readonly tell: (detail: string) => void
+}
+
+/** What was achieved (law 12). */
+export interface MethodOutcome {
+  readonly consistency: Consistency
+  readonly reasons: readonly string[]
+  /** From the freeze request to the end of the thaw: the longest the guest can have stood still. */
+  readonly freezeMs: number
+  /** Our own share of that: from the answer to the freeze to the thaw request. */
+  readonly heldMs: number
+  /** For how long the VM did not run. */
+  readonly pausedMs: number
+  readonly files: readonly ComponentFile[]
+}
+
+export interface MethodRun {
+  prepareForSnapshot(): Promise<void>
+  freeze(): Promise<void>
+  /** Follows every freeze attempt. */
+  thaw(): Promise<void>
+  postSnapshot(): Promise<void>
+  /** Idempotent; whatever prepareForSnapshot and freeze did is taken back. */
+  abort(): Promise<void>
+  outcome(): MethodOutcome
+}
+
+/** The methods without any work in the VM: checkpoint (2012 R2) and a VM that is off. */
+export function undisturbed(context: MethodContext): MethodRun {
+  const nothing = async () => undefined
+  const { consistency, because, method } = context.plan
+  return {
+    prepareForSnapshot: nothing,
+    freeze: nothing, // "No processing is done by the Hyper-V VSS writer during the Freeze and Thaw events."
+    thaw: nothing,
+    postSnapshot: nothing,
+    abort: nothing,
+    outcome: () => ({
+      consistency,
+      reasons: [`${method}: ${because}`],
+      freezeMs: 0,
+      heldMs: 0,
+      pausedMs: 0,
+      files: [],
+    }),
+  }
+}

@@ -1,0 +1,86 @@
+/**
+ * Saved state: in PrepareForSnapshot the VM's memory is saved to a file of our own; the VM is loaded again at once but
+ * stands still, so that the hypervisor's transaction over all its disks can take the copies; PostSnapshot returns it to
+ * the state it was in before, remembered in the journal and not assumed (law 7). Not a managed save: that file belongs to
+ * libvirt and is not meant to be copied (libvirt, "Domain state capture").
+ */
+import { existsSync } from 'node:fs'
+import { rename, rm } from 'node:fs/promises'
+import { join } from 'node:path'
+import type { UndoStep } from '../base/cleanup.ts'
+import type { Hypervisor } from './hypervisor.ts'
+import type { MethodContext, MethodRun } from './method-run.ts'
+
+export function savedState(context: MethodContext): MethodRun {
+  const { hypervisor, facts, undo, clock, tell, snapshotSetId, workDirectory } = context
+  const memory = join(workDirectory, `${snapshotSetId.slice(0, 8)}-${facts.uuid}.memory`)
+  let step: UndoStep | undefined
+  let stoppedMs = 0
+  let returnedMs = 0
+
+  return {
+    async prepareForSnapshot() {
+      await undo.defer({ undo: 'remove-file', path: memory })
+      await undo.defer({ undo: 'remove-file', path: keptAs(memory) })
+      step = await undo.defer({ undo: 'return-vm', vm: facts.uuid, name: facts.name, file: memory, power: facts.power })
+      stoppedMs = clock.monotonicMs()
+      await hypervisor.save(facts.uuid, memory)
+      tell(`${facts.power} -> saved`)
+      await hypervisor.restoreSaved(memory)
+    },
+
+    freeze: async () => undefined, // "No processing is done by the Hyper-V VSS writer during the Freeze and Thaw events."
+    thaw: async () => undefined,
+
+    async postSnapshot() {
+      await returnVm(hypervisor, facts.uuid, memory, facts.power)
+      returnedMs = clock.monotonicMs()
+      tell(`saved -> ${facts.power}`)
+      if (step !== undefined) undo.forget(step)
+      step = undefined
+      // Its clock stood still. An agent that does not answer leaves that to the guest's own time service.
+      if (facts.power === 'running' && facts.agent === 'connected') {
+        await hypervisor
+          .guest(facts.uuid)
+          .syncClock()
+          .catch(() => tell('the guest clock could not be set'))
+      }
+    },
+
+    async abort() {
+      if (step === undefined) return
+      await undo.run(step)
+      step = undefined
+    },
+
+    outcome: () => ({
+      consistency: 'application',
+      reasons: ['memory and disks are of one instant: restored in its own place the VM goes on where it was'],
+      freezeMs: 0,
+      heldMs: 0,
+      pausedMs: Math.max(0, returnedMs - stoppedMs),
+      files: [{ name: 'memory', path: keptAs(memory) }],
+    }),
+  }
+}
+
+/**
+ * The undo step `return-vm`: whatever point a crash left, the VM is again what it was before. Saving keeps the VM running
+ * until its file is complete, so a VM that is off has a complete file. The file changes its name before the VM resumes:
+ * memory under its first name has not run since, and only such memory may be loaded; anything else would meet disks that
+ * have changed.
+ */
+export async function returnVm(hypervisor: Hypervisor, vm: string, file: string, former: string): Promise<void> {
+  if (existsSync(file)) {
+    if ((await hypervisor.power(vm)) === 'off') await hypervisor.restoreSaved(file)
+    await rename(file, keptAs(file))
+  }
+  if (former === 'running' && (await hypervisor.power(vm)) === 'paused') await hypervisor.resume(vm)
+}
+
+const keptAs = (file: string) => `${file}.kept`
+
+/** The undo step `remove-file`. */
+export async function removeFile(path: string): Promise<void> {
+  await rm(path, { force: true })
+}

@@ -1,0 +1,283 @@
+/**
+ * The Virtual Machine writer: what Microsoft's Hyper-V VSS writer does, on the Hypervisor port. One component per VM,
+ * named by its UUID; its caption says how it will be backed up. "Partial backups are not supported": a VM that can not
+ * take part is a veto, and the coordinator judges.
+ */
+import { readFile } from 'node:fs/promises'
+import { basename } from 'node:path'
+import { mapLimit, settleAll } from '../base/async.ts'
+import type { JsonObject } from '../base/cleanup.ts'
+import { type Clock, systemClock } from '../base/clock.ts'
+import { describeError, Failure } from '../base/failure.ts'
+import { errorEntry } from '../errors.ts'
+import type { ComponentMetadata, ComponentRef, WriterMetadata } from '../vss/components.ts'
+import type { Volume } from '../vss/provider.ts'
+import { hyperVWriterId, type Veto, type WriterFailureCode } from '../vss/vocabulary.ts'
+import type {
+  ComponentFile,
+  ComponentOutcome,
+  RestoredComponent,
+  RestoreSession,
+  Writer,
+  WriterSession,
+} from '../vss/writer.ts'
+import { guestFreeze } from './guest-freeze.ts'
+import type { Hypervisor, VmFacts } from './hypervisor.ts'
+import { atLeast, type BackupPolicy, type GuestFacts, type MethodPlan, planMethod } from './method.ts'
+import { type MethodRun, undisturbed } from './method-run.ts'
+import type { VmRestore } from './restore.ts'
+import { savedState } from './saved-state.ts'
+
+/** Guests asked at the same time during Identify. */
+const identifyAtOnce = 8
+
+export interface VmWriterOptions {
+  readonly hypervisor: Hypervisor
+  readonly policy: BackupPolicy
+  readonly workDirectory: string
+  readonly clock?: Clock
+  /** The restore that PreRestore and PostRestore carry out; only a restore session has one. */
+  readonly restore?: VmRestore
+}
+
+interface VmInSet {
+  readonly facts: VmFacts
+  readonly plan: MethodPlan
+  readonly run: MethodRun
+  files: readonly ComponentFile[]
+}
+
+export class VmWriter implements Writer {
+  readonly id = hyperVWriterId
+  readonly instanceId: string = crypto.randomUUID()
+  readonly name = 'Umbra VM Writer'
+  readonly #options: VmWriterOptions
+  readonly #clock: Clock
+  #vms = new Map<string, VmInSet>()
+
+  constructor(options: VmWriterOptions) {
+    this.#options = options
+    this.#clock = options.clock ?? systemClock
+  }
+
+  async onIdentify(): Promise<WriterMetadata> {
+    const vms = await this.#options.hypervisor.listVms()
+    const components = await mapLimit(vms, identifyAtOnce, (facts) => this.#describe(facts))
+    return { writerId: this.id, instanceId: this.instanceId, name: this.name, components }
+  }
+
+  /** Looks again at each VM: what was true at Identify may have changed, and only facts of now may be acted upon. */
+  async onPrepareBackup(session: WriterSession): Promise<readonly Veto[]> {
+    return this.#forEach(session, async (ref) => {
+      const facts = await this.#options.hypervisor.vm(ref.name)
+      const plan = planMethod(facts, await askGuest(this.#options.hypervisor, facts), this.#options.policy)
+      if (plan.obstacles.length > 0) {
+        throw new Failure('VM_METHOD_UNSUPPORTED', plan.obstacles.join('; '))
+      }
+      const tell = (detail: string) => session.emit({ event: 'VM', vm: facts.name, detail })
+      const { hypervisor, workDirectory } = this.#options
+      const { undo, snapshotSetId } = session
+      const context = { hypervisor, facts, plan, undo, clock: this.#clock, workDirectory, snapshotSetId, tell }
+      const run = {
+        'guest-freeze': guestFreeze,
+        checkpoint: undisturbed,
+        'saved-state': savedState,
+        offline: undisturbed,
+      }[plan.method]
+      this.#vms.set(ref.name, { facts, plan, run: run(context), files: [] })
+    })
+  }
+
+  onPrepareSnapshot(session: WriterSession): Promise<readonly Veto[]> {
+    return this.#forEachVm(session, ({ run }) => run.prepareForSnapshot())
+  }
+
+  /** No work but guest-freeze's; for the other methods the handlers are empty, as in the Hyper-V writer. */
+  onFreeze(session: WriterSession): Promise<readonly Veto[]> {
+    return this.#forEachVm(session, ({ run }) => run.freeze())
+  }
+
+  onThaw(session: WriterSession): Promise<readonly Veto[]> {
+    return this.#forEachVm(session, ({ run }) => run.thaw())
+  }
+
+  async onPostSnapshot(session: WriterSession): Promise<readonly Veto[]> {
+    return this.#forEachVm(session, async (vm) => {
+      vm.files = await readHostFiles(vm.facts) // before the VM goes on, so that they belong to its memory
+      await vm.run.postSnapshot()
+      const { consistency, reasons } = vm.run.outcome()
+      const { require } = this.#options.policy
+      if (!atLeast(consistency, require)) {
+        throw new Failure(
+          'VM_CONSISTENCY_UNMET',
+          `${consistency} consistency was reached where ${require} is required: ${reasons.join('; ')}`,
+        )
+      }
+    })
+  }
+
+  async outcomes(session: WriterSession): Promise<readonly ComponentOutcome[]> {
+    return session.components.flatMap((component) => {
+      const vm = this.#vms.get(component.name)
+      if (vm === undefined) return []
+      const outcome = vm.run.outcome()
+      const configuration = { name: 'configuration.xml', content: new TextEncoder().encode(vm.facts.configuration) }
+      return [{ component, metadata: metadataOf(vm), files: [configuration, ...vm.files, ...outcome.files] }]
+    })
+  }
+
+  onBackupComplete(): Promise<readonly Veto[]> {
+    return Promise.resolve([])
+  }
+
+  async onBackupShutdown(): Promise<void> {
+    this.#vms.clear()
+  }
+
+  async onAbort(session: WriterSession): Promise<void> {
+    const vetoes = await this.#forEachVm(session, ({ run }) => run.abort())
+    if (vetoes.length > 0) throw new Error(vetoes.map(({ component, reason }) => `${component}: ${reason}`).join('; '))
+  }
+
+  onPreRestore(session: RestoreSession): Promise<readonly Veto[]> {
+    return this.#forEach(session, (ref) => this.#restore().preRestore(ref, session))
+  }
+
+  onPostRestore(session: RestoreSession, restored: readonly RestoredComponent[]): Promise<readonly Veto[]> {
+    return this.#forEach(session, async (ref) => {
+      const status = restored.find(({ component }) => component.name === ref.name)?.status ?? 'undefined'
+      if (status !== 'all') throw new Failure('VM_NOT_RESTORED', `not all of its files were restored (${status})`)
+      await this.#restore().postRestore(ref, session)
+    })
+  }
+
+  #restore(): VmRestore {
+    if (this.#options.restore === undefined) throw new Error('bug: this session was not opened for a restore')
+    return this.#options.restore
+  }
+
+  async #describe(facts: VmFacts): Promise<ComponentMetadata> {
+    const { policy, hypervisor } = this.#options
+    const plan = planMethod(facts, await askGuest(hypervisor, facts), policy)
+    const files = [...plan.disks.map(({ location }) => location), ...facts.hostFiles.map(({ path }) => path)].map(
+      (path) => ({ path: path.slice(0, -basename(path).length), filespec: basename(path), recursive: false }),
+    )
+    return {
+      writerId: this.id,
+      type: 'filegroup',
+      logicalPath: '',
+      name: facts.uuid,
+      label: facts.name,
+      // Hyper-V's own captions: Online is "goes on running", Offline is saved state and VMs that do not run.
+      caption: `${plan.method === 'saved-state' || plan.method === 'offline' ? 'Offline' : 'Online'}\\${facts.name}`,
+      selectable: true,
+      selectableForRestore: true,
+      notifyOnBackupComplete: false,
+      flags: 1, // VSS_CF_BACKUP_RECOVERY
+      files,
+      volumes: plan.disks.map((disk) => volumeOf(facts, disk)),
+      instant: policy.instant === 'set' ? 'set' : facts.uuid,
+      plan: planMetadata(facts, plan),
+      obstacles: plan.obstacles,
+    }
+  }
+
+  #forEachVm(session: WriterSession, work: (vm: VmInSet) => Promise<void>): Promise<readonly Veto[]> {
+    return this.#forEach(session, async (ref) => {
+      const vm = this.#vms.get(ref.name)
+      if (vm !== undefined) await work(vm)
+    })
+  }
+
+  /** Law 10: every VM is asked, every no is gathered. */
+  async #forEach(
+    session: { components: readonly ComponentRef[] },
+    work: (ref: ComponentRef) => Promise<void>,
+  ): Promise<Veto[]> {
+    const settled = await settleAll(session.components, work)
+    return settled.flatMap(({ item, outcome }) => {
+      if (outcome.ok) return []
+      const component = this.#vms.get(item.name)?.facts.name ?? item.name
+      return [{ writer: this.name, component, code: codeOf(outcome.error), reason: describeError(outcome.error) }]
+    })
+  }
+}
+
+/** What the agent tells. Bounded in time by the port; silence is a fact, not an error. */
+export async function askGuest(hypervisor: Hypervisor, facts: VmFacts): Promise<GuestFacts> {
+  if (facts.power !== 'running') return { answering: false, why: `the VM is ${facts.power}` }
+  if (facts.agent !== 'connected') return { answering: false, why: 'no agent is connected' }
+  const guest = hypervisor.guest(facts.uuid)
+  try {
+    await guest.ping()
+    const [os, fileSystems] = await Promise.all([guest.osInfo().catch(() => undefined), guest.fileSystems()])
+    return { answering: true, fileSystems, ...(os === undefined ? {} : { os }) }
+  } catch (error) {
+    return { answering: false, why: describeError(error) }
+  }
+}
+
+function volumeOf(facts: VmFacts, disk: VmFacts['disks'][number]): Volume {
+  return {
+    id: `${facts.uuid}/${disk.target}`,
+    component: facts.uuid,
+    caption: facts.name,
+    name: disk.target,
+    properties: {
+      kind: 'vm-disk',
+      vm: facts.uuid,
+      target: disk.target,
+      power: facts.power,
+      location: disk.location,
+      image: disk.image as unknown as JsonObject,
+    },
+  }
+}
+
+function planMetadata(facts: VmFacts, plan: MethodPlan): JsonObject {
+  return {
+    name: facts.name,
+    uuid: facts.uuid,
+    power: facts.power,
+    method: plan.method,
+    consistency: plan.consistency,
+    because: plan.because,
+    conditions: plan.conditions.map((condition) => ({ ...condition })),
+    excluded: plan.excluded.map((exclusion) => ({ ...exclusion })),
+    disks: plan.disks.map(({ target, location, image, sizeBytes, bus, serial }) => {
+      return { target, location, bus, format: image?.format, sizeBytes, ...(serial === undefined ? {} : { serial }) }
+    }),
+    nics: facts.nics.map((nic) => ({ ...nic })),
+    hostFiles: facts.hostFiles.map((file) => ({ ...file })),
+  }
+}
+
+function metadataOf({ facts, plan, run }: VmInSet): JsonObject {
+  const { consistency, reasons, freezeMs, heldMs, pausedMs } = run.outcome()
+  const round = (ms: number) => Math.round(ms * 10) / 10
+  return {
+    ...planMetadata(facts, plan),
+    consistency,
+    reasons,
+    freezeMs: round(freezeMs),
+    heldMs: round(heldMs),
+    pausedMs: round(pausedMs),
+  }
+}
+
+/** NVRAM and TPM state are small; they are read at once and stored by content. */
+async function readHostFiles(facts: VmFacts): Promise<ComponentFile[]> {
+  const nvram = facts.hostFiles.filter(({ role }) => role === 'nvram')
+  return Promise.all(
+    nvram.map(async ({ role, path }) => ({ name: role, content: new Uint8Array(await readFile(path)) })),
+  )
+}
+
+function codeOf(error: unknown): WriterFailureCode {
+  if (error instanceof Failure && (error.code === 'DEADLINE_EXCEEDED' || error.code === 'GUEST_NOT_RESPONDING')) {
+    return 'VSS_E_WRITERERROR_TIMEOUT'
+  }
+  const retry = errorEntry(error)?.retry
+  if (retry === 'reduce-load') return 'VSS_E_WRITERERROR_OUTOFRESOURCES'
+  return retry === 'retry' ? 'VSS_E_WRITERERROR_RETRYABLE' : 'VSS_E_WRITERERROR_NONRETRYABLE'
+}

@@ -1,0 +1,51 @@
+/**
+ * Plan, then execute: what a restore of one component will do, as a value that `--dry-run` prints and the requester
+ * carries out. The writer makes it (it knows what its files mean); the requester only moves bytes.
+ */
+import type { JsonObject } from '../base/cleanup.ts'
+import type { ComponentRef } from './components.ts'
+
+/** What the user may say about a restore. */
+export interface RestoreRequest {
+  /** Restore as a new thing of this name, beside the original. */
+  readonly as?: string
+  /** Put the files into this directory instead of the original place. */
+  readonly to?: string
+  readonly networks: Readonly<Record<string, string>>
+  readonly start: boolean
+}
+
+/** What the recovery point has of a component. */
+export interface StoredComponent {
+  readonly component: ComponentRef
+  readonly metadata: JsonObject
+  /** Name and size in bytes of each stream (a disk, memory). */
+  readonly streams: Readonly<Record<string, number>>
+  /** Small files by name. */
+  readonly documents: Readonly<Record<string, Uint8Array>>
+}
+
+/** One file to write: to `staged` while everything old is still in place, then moved to `path`. */
+export interface RestoreTarget {
+  readonly source: { readonly stream: string; readonly sizeBytes: number } | { readonly document: string }
+  readonly staged: string
+  readonly path: string
+  /** An image format, or `file` for plain bytes. */
+  readonly format: string
+}
+
+export interface ComponentRestorePlan {
+  readonly component: ComponentRef
+  readonly caption: string
+  readonly targets: readonly RestoreTarget[]
+  /** What will happen, one sentence each, in order. */
+  readonly steps: readonly string[]
+  readonly warnings: readonly string[]
+  /** Why it can not be done; nothing is touched unless this is empty. */
+  readonly obstacles: readonly string[]
+}
+
+/** A writer that can say beforehand what its restore will do. */
+export interface RestorePlanner {
+  planRestore(stored: StoredComponent, request: RestoreRequest): Promise<ComponentRestorePlan>
+}

@@ -1,0 +1,48 @@
+/**
+ * What the simulated hypervisor tells about a VM.
+ */
+import type { VirtualDisk, VmFacts } from '../../src/vm/hypervisor.ts'
+import { type ConfiguredDisk, readConfiguration } from './sim-configuration.ts'
+import { storageKey } from './sim-disk.ts'
+import { powerOf, type SimVm } from './sim-vm.ts'
+import { type SimWorld, tpmPath } from './sim-world.ts'
+
+export function factsOf(world: SimWorld, vm: SimVm): VmFacts {
+  const power = powerOf(vm)
+  const now = readConfiguration(vm.live?.configuration ?? vm.configuration)
+  return {
+    name: now.name,
+    uuid: vm.uuid,
+    power,
+    ...(power === 'off' ? { shutDownCleanly: vm.shutDownCleanly } : {}),
+    persistent: vm.persistent,
+    agent: agentOf(world, vm, now.hasAgent),
+    disks: now.disks.map((disk) => diskFacts(world, disk)),
+    hostFiles: [
+      ...(now.nvram === undefined ? [] : [{ role: 'nvram', path: now.nvram } as const]),
+      ...(now.hasTpm ? [{ role: 'tpm', path: tpmPath(vm.uuid) } as const] : []),
+    ],
+    nics: now.nics,
+    ...(vm.busy === undefined ? {} : { busy: vm.busy }),
+    hasHypervisorSnapshots: vm.hasHypervisorSnapshots,
+    configuration: vm.persistent ? vm.configuration : (vm.live?.configuration ?? vm.configuration),
+  }
+}
+
+function agentOf(world: SimWorld, vm: SimVm, configured: boolean): VmFacts['agent'] {
+  if (!configured) return 'none'
+  return vm.live !== undefined && world.guestOf(vm.uuid).agentRuns ? 'connected' : 'disconnected'
+}
+
+function diskFacts(world: SimWorld, disk: ConfiguredDisk): VirtualDisk {
+  const location = disk.image === undefined ? '' : storageKey(disk.image.storage)
+  const layers = disk.image !== undefined && world.files.has(location) ? world.files.disk(disk.image).layers : []
+  const [top, ...lower] = layers
+  return {
+    ...disk,
+    location,
+    backing: lower.map(({ key }) => key),
+    ...(top === undefined ? {} : { sizeBytes: top.sizeBytes }),
+    passThrough: disk.sourceType === 'hostdev',
+  }
+}

@@ -1,0 +1,238 @@
+/**
+ * The hypervisor of the simulated world: every rule of the port, enforced as libvirt enforces it.
+ * It passes test/contract/hypervisor.contract.ts, like the real adapter.
+ */
+import { failure } from '../../src/errors.ts'
+import type {
+  Hypervisor,
+  HypervisorFacts,
+  NetworkFacts,
+  OverlayInPlace,
+  OverlayPlan,
+  PowerState,
+  VmFacts,
+} from '../../src/vm/hypervisor.ts'
+import { NoSpaceError } from './host-files.ts'
+import { readConfiguration } from './sim-configuration.ts'
+import { factsOf } from './sim-facts.ts'
+import type { SimGuest } from './sim-guest.ts'
+import { createOverlays, mergeOverlay } from './sim-overlays.ts'
+import { bringUp, halt, letRun, nameOf, powerOf, refused, type SimVm, stateOf, takeDown } from './sim-vm.ts'
+import type { SimWorld } from './sim-world.ts'
+
+export class SimHypervisor implements Hypervisor {
+  readonly uri = 'sim:///system'
+  readonly #world: SimWorld
+  #open = true
+
+  constructor(world: SimWorld) {
+    this.#world = world
+  }
+
+  async about(): Promise<HypervisorFacts> {
+    await this.#call()
+    return { hypervisor: 'simulator', version: '1.0.0', libraryVersion: '1.0.0', hostname: 'sim-host' }
+  }
+
+  async listVms(): Promise<readonly VmFacts[]> {
+    await this.#call()
+    return [...this.#world.vms.values()]
+      .map((vm) => factsOf(this.#world, vm))
+      .sort((one, other) => (one.name < other.name ? -1 : 1))
+  }
+
+  async vm(nameOrUuid: string): Promise<VmFacts> {
+    await this.#call()
+    return factsOf(this.#world, this.#find(nameOrUuid))
+  }
+
+  async power(uuid: string): Promise<PowerState | 'gone'> {
+    await this.#call()
+    const vm = this.#world.vms.get(uuid)
+    return vm === undefined ? 'gone' : powerOf(vm)
+  }
+
+  guest(uuid: string): SimGuest {
+    return this.#world.guestOf(uuid)
+  }
+
+  async save(uuid: string, file: string): Promise<void> {
+    await this.#call()
+    const vm = this.#change(uuid)
+    if (vm.live === undefined) throw wrongState(vm, 'only a running or paused VM can be saved')
+    if (this.#world.files.has(file)) throw refused('save', `${file} exists already`)
+    const saved = stateOf(this.#world, vm.live)
+    fits('save', () => this.#world.files.put(file, { saved }))
+    takeDown(this.#world, vm)
+  }
+
+  async restoreSaved(file: string, configuration?: string): Promise<void> {
+    await this.#call()
+    const content = this.#world.files.get(file)
+    if (content === undefined || !('saved' in content)) throw refused('restore', `${file} is not a saved state`)
+    const { saved } = content
+    const xml = configuration ?? saved.configuration
+    const was = readConfiguration(saved.configuration)
+    const now = readConfiguration(xml)
+    if (now.name !== was.name || now.uuid !== was.uuid || now.uuid === undefined)
+      throw refused('restore', 'the configuration names another VM than the file')
+    const registered = this.#world.vms.get(now.uuid)
+    if (registered !== undefined && powerOf(registered) !== 'off') throw wrongState(registered, 'it has to be off')
+    const vm = registered ?? newVm(now.uuid, xml, false)
+    bringUp(this.#world, vm, { call: 'restore', power: 'paused', configuration: xml, memory: saved.memory })
+    this.#world.vms.set(vm.uuid, vm)
+  }
+
+  async resume(uuid: string): Promise<void> {
+    await this.#call()
+    const vm = this.#change(uuid)
+    if (vm.live === undefined) throw wrongState(vm, 'only a paused VM can be resumed')
+    if (vm.live.power === 'paused') letRun(this.#world, vm)
+  }
+
+  async suspend(uuid: string): Promise<void> {
+    await this.#call()
+    const vm = this.#change(uuid)
+    if (vm.live === undefined) throw wrongState(vm, 'only a running VM can be suspended')
+    if (vm.live.power === 'running') halt(this.#world, vm)
+  }
+
+  async resumeAfterIoError(uuid: string): Promise<boolean> {
+    await this.#call()
+    const vm = this.#change(uuid)
+    if (vm.live?.ioError !== true) return false
+    letRun(this.#world, vm)
+    return true
+  }
+
+  async start(uuid: string): Promise<void> {
+    await this.#call()
+    const vm = this.#change(uuid)
+    if (vm.live !== undefined) throw wrongState(vm, 'it runs already')
+    const { managedSave, configuration } = vm
+    if (managedSave === undefined) bringUp(this.#world, vm, { call: 'start', power: 'running', configuration })
+    else {
+      const { next, memory } = managedSave
+      bringUp(this.#world, vm, { call: 'start', power: next, configuration: managedSave.configuration, memory })
+    }
+    vm.managedSave = undefined
+  }
+
+  async turnOff(uuid: string): Promise<void> {
+    await this.#call()
+    const vm = this.#world.vms.get(uuid)
+    if (vm?.live !== undefined) takeDown(this.#world, vm)
+  }
+
+  async keepSaved(uuid: string, next: 'running' | 'paused'): Promise<void> {
+    await this.#call()
+    const vm = this.#change(uuid)
+    if (vm.live === undefined) throw wrongState(vm, 'only a running or paused VM can be saved')
+    if (!vm.persistent) throw refused('managed save', 'cannot do managed save for transient domain')
+    vm.managedSave = { ...stateOf(this.#world, vm.live), next }
+    takeDown(this.#world, vm)
+  }
+
+  async createOverlays(uuid: string, overlays: readonly OverlayPlan[]): Promise<void> {
+    await this.#call()
+    const vm = this.#change(uuid)
+    if (vm.managedSave !== undefined && vm.live === undefined)
+      throw wrongState(vm, 'its disks belong to the saved state')
+    fits('snapshot', () => createOverlays(this.#world, vm, overlays))
+  }
+
+  async mergeOverlay(uuid: string, overlay: OverlayInPlace): Promise<void> {
+    await this.#call()
+    const vm = this.#change(uuid)
+    if (vm.managedSave !== undefined && vm.live === undefined)
+      throw wrongState(vm, 'its disks belong to the saved state')
+    fits('block commit', () => mergeOverlay(this.#world, vm, overlay))
+  }
+
+  async define(configuration: string): Promise<string> {
+    await this.#call()
+    const { name, uuid = crypto.randomUUID() } = readConfiguration(configuration)
+    const sameName = [...this.#world.vms.values()].find((vm) => nameOf(vm) === name)
+    const registered = this.#world.vms.get(uuid)
+    if (sameName !== undefined && sameName.uuid !== uuid)
+      throw refused('define', `domain '${name}' already exists with uuid ${sameName.uuid}`)
+    if (registered !== undefined && nameOf(registered) !== name)
+      throw refused('define', `domain '${nameOf(registered)}' is already defined with uuid ${uuid}`)
+    const vm = registered ?? newVm(uuid, configuration, true)
+    vm.configuration = configuration
+    vm.persistent = true
+    this.#world.vms.set(uuid, vm)
+    return uuid
+  }
+
+  async undefine(uuid: string): Promise<void> {
+    await this.#call()
+    const vm = this.#world.vms.get(uuid)
+    if (vm === undefined) return
+    this.#change(uuid)
+    if (powerOf(vm) !== 'off') throw wrongState(vm, 'it has to be off')
+    this.#world.vms.delete(uuid)
+  }
+
+  async networks(): Promise<readonly NetworkFacts[]> {
+    await this.#call()
+    return [...this.#world.networks.values()].map(({ name, kind, active }) => ({ name, kind, active }))
+  }
+
+  async ensureIsolatedNetwork(name: string): Promise<void> {
+    await this.#call()
+    const network = this.#world.networks.get(name)
+    if (network !== undefined && !network.isolated) throw refused('network', `${name} exists and is not isolated`)
+    this.#world.networks.set(name, { name, kind: 'network', active: true, isolated: true })
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#open = false
+  }
+
+  async #call(): Promise<void> {
+    const { hypervisorDown } = this.#world
+    const reason = this.#open ? hypervisorDown : 'the connection is closed'
+    if (reason !== undefined) throw failure('HYPERVISOR_UNREACHABLE', { uri: this.uri, reason })
+    await this.#world.called()
+  }
+
+  #find(nameOrUuid: string): SimVm {
+    const all = [...this.#world.vms.values()]
+    const found = all.find((vm) => vm.uuid === nameOrUuid.toLowerCase() || nameOf(vm) === nameOrUuid)
+    if (found !== undefined) return found
+    throw failure('VM_NOT_FOUND', { vm: nameOrUuid, known: all.map(nameOf).sort() })
+  }
+
+  /** The VM of a call that changes it; one operation at a time. */
+  #change(uuid: string): SimVm {
+    const vm = this.#find(uuid)
+    if (vm.busy !== undefined) throw failure('VM_BUSY', { vm: nameOf(vm), reason: vm.busy })
+    this.#world.guestOf(uuid).settle()
+    return vm
+  }
+}
+
+const newVm = (uuid: string, configuration: string, persistent: boolean): SimVm => ({
+  uuid,
+  configuration,
+  persistent,
+  live: undefined,
+  managedSave: undefined,
+  shutDownCleanly: false,
+  busy: undefined,
+  hasHypervisorSnapshots: false,
+  beneath: new Map(),
+})
+
+const wrongState = (vm: SimVm, reason: string) => failure('VM_STATE', { vm: nameOf(vm), state: powerOf(vm), reason })
+
+/** A full host is told by libvirt as a refusal. */
+function fits(call: string, deed: () => void): void {
+  try {
+    deed()
+  } catch (error) {
+    if (error instanceof NoSpaceError) throw refused(call, error.message)
+    throw error
+  }
+}

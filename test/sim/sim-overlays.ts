@@ -1,0 +1,87 @@
+/**
+ * Overlays of the simulated hypervisor: put on all or none, taken off one by one, shallow and idempotent.
+ */
+import { failure } from '../../src/errors.ts'
+import type { DiskImage, OverlayInPlace, OverlayPlan } from '../../src/vm/hypervisor.ts'
+import { type ConfiguredDisk, diskText, withDiskImage } from './sim-configuration.ts'
+import { SimLayer, sameImage, storageKey } from './sim-disk.ts'
+import { nameOf, refused, type SimVm, topImage } from './sim-vm.ts'
+import type { SimWorld } from './sim-world.ts'
+
+const overlayImage = (overlay: string): DiskImage => ({ format: 'qcow2', storage: { file: overlay } })
+
+/** Throws NoSpaceError, or a refusal, and nothing has changed. */
+export function createOverlays(world: SimWorld, vm: SimVm, plans: readonly OverlayPlan[]): void {
+  const bases = plans.map((plan) => baseFor(world, vm, plan))
+  for (const paths of [plans.map(({ overlay }) => overlay), plans.map(({ target }) => target)])
+    if (new Set(paths).size < paths.length) throw refused('snapshot', `named twice: ${paths.join(', ')}`)
+  const made: string[] = []
+  try {
+    for (const [index, { overlay }] of plans.entries()) {
+      const base = bases[index] as DiskImage
+      world.files.createImage(overlayImage(overlay), world.files.disk(base).sizeBytes, base)
+      made.push(overlay)
+    }
+  } catch (error) {
+    for (const path of made) world.files.remove(path)
+    throw error
+  }
+  for (const { target, overlay } of plans) {
+    vm.beneath.set(overlay, diskText(vm.configuration, target))
+    changeDisk(vm, target, (xml) => withDiskImage(xml, target, overlayImage(overlay)))
+  }
+}
+
+function baseFor(world: SimWorld, vm: SimVm, { target, overlay }: OverlayPlan): DiskImage {
+  const disk: ConfiguredDisk | undefined = topImage(vm, target)
+  const refuse = (reason: string) => refused('snapshot', `disk ${target}: ${reason}`)
+  if (disk === undefined) throw refuse('there is no such disk')
+  if (disk.image === undefined || disk.device !== 'disk') throw refuse(`${disk.device} is not supported`)
+  if (disk.readOnly || disk.shareable) throw refuse('read-only and shared disks are not supported')
+  if (world.files.has(overlay)) throw refuse(`external snapshot file ${overlay} already exists`)
+  return disk.image
+}
+
+export function mergeOverlay(world: SimWorld, vm: SimVm, { target, overlay, base }: OverlayInPlace): void {
+  const refuse = (reason: string) => failure('MERGE_REFUSED', { vm: nameOf(vm), overlay, reason })
+  const top = topImage(vm, target)?.image
+  if (top === undefined) throw refuse(`${target} is no disk of the VM`)
+  if (sameImage(top, base)) {
+    dropUnused(world, overlay, base, refuse)
+    return
+  }
+  if (storageKey(top.storage) !== overlay) throw refuse(`${target} lies on ${storageKey(top.storage)}`)
+  const disk = world.files.disk(top)
+  const beneath = disk.top.backing
+  if (beneath === undefined || !sameImage(beneath, base))
+    throw refuse(`beneath it lies ${beneath === undefined ? 'nothing' : storageKey(beneath.storage)}`)
+  const key = storageKey(base.storage)
+  if (world.readersOf(key, vm.uuid).length > 0)
+    throw refused('block commit', `Failed to get "write" lock: is another process using the image [${key}]?`)
+  disk.mergeDown()
+  const before = vm.beneath.get(overlay)
+  changeDisk(vm, target, (xml) =>
+    before === undefined ? withDiskImage(xml, target, base) : xml.replace(diskText(xml, target), () => before),
+  )
+  vm.beneath.delete(overlay)
+  world.files.remove(overlay)
+}
+
+/** The VM is on its base already: the overlay was never used, or is merged. */
+function dropUnused(world: SimWorld, overlay: string, base: DiskImage, refuse: (reason: string) => Error): void {
+  const file = world.files.get(overlay)
+  if (file === undefined) return
+  if (!(file instanceof SimLayer) || file.backing === undefined || !sameImage(file.backing, base))
+    throw refuse('the file is no overlay of that disk')
+  const users = world.readersOf(overlay)
+  if (users.length > 0) throw refuse(`it is used by ${users.join(', ')}`)
+  world.files.remove(overlay)
+}
+
+/** In what runs, and in what will run next when both name the same disk. */
+function changeDisk(vm: SimVm, target: string, change: (xml: string) => string): void {
+  const live = vm.live
+  const same = live === undefined || diskText(live.configuration, target) === diskText(vm.configuration, target)
+  if (live !== undefined) live.configuration = change(live.configuration)
+  if (same) vm.configuration = change(vm.configuration)
+}
