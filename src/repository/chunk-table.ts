@@ -50,11 +50,11 @@ export class ChunkTable {
     invariant(entry === -1, 'a chunk is inserted twice')
     const number = this.#size
     if (number % entriesPerPage === 0) this.#pages.push(new Uint32Array(entriesPerPage * wordsPerEntry))
+    this.#size = number + 1
     const { page, at } = this.#entry(number)
     for (let index = 0; index < 4; index += 1) page[at + index] = word(id, index * 4)
     page[at + 5] = 0
     this.#slots[slot] = number + 1
-    this.#size = number + 1
     return number
   }
 

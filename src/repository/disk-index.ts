@@ -89,12 +89,13 @@ export function decodeSegment(bytes: Buffer): Segment {
 
 const placesPerPage = 1024
 
-/** The map of a stream that is being written: 36 bytes for each chunk that is not zeros, in any order. */
+/** The map of a stream that is being written: 36 bytes for each chunk that is not zeros, in any order, and a bit for each. */
 export class StreamMapBuilder {
   readonly #sizeBytes: number
   readonly #chunkSizeBytes: number
   readonly #idPages: Buffer[] = []
   readonly #placePages: Uint32Array[] = []
+  readonly #written: Uint8Array
   #size = 0
   #last = -1
   #ascending = true
@@ -102,10 +103,14 @@ export class StreamMapBuilder {
   constructor(sizeBytes: number, chunkSizeBytes: number) {
     this.#sizeBytes = sizeBytes
     this.#chunkSizeBytes = chunkSizeBytes
+    this.#written = new Uint8Array(Math.ceil(chunkCountOf(sizeBytes, chunkSizeBytes) / 8))
   }
 
-  /** `id` undefined says zeros: needed only where something else was said before. The last word counts. */
+  /** `id` undefined says zeros. The last word on a chunk counts. */
   set(chunkNumber: number, id: Buffer | undefined): void {
+    const written = this.#written[chunkNumber >>> 3] ?? 0
+    if (id === undefined && ((written >> (chunkNumber & 7)) & 1) === 0) return
+    this.#written[chunkNumber >>> 3] = written | (1 << (chunkNumber & 7))
     const at = this.#size % placesPerPage
     if (at === 0) {
       this.#idPages.push(Buffer.alloc(placesPerPage * digestBytes))

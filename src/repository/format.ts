@@ -274,9 +274,7 @@ export function* decodeIndex(object: Buffer): Generator<PackListing> {
       pointId: pack.toString('latin1', 0, 32).replace(/\0+$/, ''),
       digest: Buffer.from(pack.subarray(32, 64)),
       sizeBytes: pack.readUInt32LE(68),
-      entries: Array.from({ length: count }, (_, number) =>
-        readTocEntry(pack, indexPackBytes + number * tocEntryBytes),
-      ),
+      toc: pack.subarray(indexPackBytes),
     }
     offset = next
   }

@@ -41,7 +41,7 @@ class LocalBackend implements Backend {
         await writeSynced(aside, parts)
         await this.#ensureFolder(path.dirname(target))
         const outcome = await linkIfAbsent(aside, target)
-        if (outcome === 'stored') await syncFolder(path.dirname(target))
+        if (outcome === 'stored') await syncFolder(path.dirname(target)).catch((error) => withdraw(target, error))
         return outcome
       } finally {
         await rm(aside, { force: true })
@@ -241,6 +241,12 @@ async function linkIfAbsent(aside: string, target: string): Promise<'stored' | '
   if (taken) return 'exists'
   await rename(aside, target)
   return 'stored'
+}
+
+/** A name that may not be durable is taken back: what was reported as failed must not appear later. */
+async function withdraw(target: string, error: unknown): Promise<never> {
+  await rm(target, { force: true })
+  throw error
 }
 
 async function syncFolder(folder: string): Promise<void> {

@@ -26,18 +26,38 @@ export class NoSpaceError extends Error {
   }
 }
 
+/** Where the files are kept. */
+export interface FileTable {
+  get(path: string): SimFile | undefined
+  set(path: string, file: SimFile): void
+  delete(path: string): void
+  paths(): string[]
+}
+
+function memoryFiles(): FileTable {
+  const files = new Map<string, SimFile>()
+  return {
+    get: (path) => files.get(path),
+    set: (path, file) => void files.set(path, file),
+    delete: (path) => void files.delete(path),
+    paths: () => [...files.keys()].sort(),
+  }
+}
+
 export class HostFiles {
   capacityBytes = Number.POSITIVE_INFINITY
-  readonly #files = new Map<string, SimFile>()
+  readonly #files: FileTable
+
+  constructor(files: FileTable = memoryFiles()) {
+    this.#files = files
+  }
 
   get usedBytes(): number {
-    let used = 0
-    for (const file of this.#files.values()) used += sizeOf(file)
-    return used
+    return this.paths().reduce((used, path) => used + sizeOf(this.#files.get(path)), 0)
   }
 
   has(path: string): boolean {
-    return this.#files.has(path)
+    return this.#files.get(path) !== undefined
   }
 
   get(path: string): SimFile | undefined {
@@ -45,14 +65,13 @@ export class HostFiles {
   }
 
   paths(): string[] {
-    return [...this.#files.keys()].sort()
+    return this.#files.paths()
   }
 
   /** Makes or replaces a file; throws NoSpaceError when it does not fit. */
   put(path: string, file: SimFile | Uint8Array): void {
     const content = file instanceof Uint8Array ? { bytes: file } : file
-    const former = this.#files.get(path)
-    this.reserve(sizeOf(content) - (former === undefined ? 0 : sizeOf(former)))
+    this.reserve(sizeOf(content) - sizeOf(this.#files.get(path)))
     this.#files.set(path, content)
   }
 
@@ -61,33 +80,47 @@ export class HostFiles {
   }
 
   reserve(bytes: number): void {
-    if (bytes > 0 && this.usedBytes + bytes > this.capacityBytes) throw new NoSpaceError()
+    if (bytes > 0 && Number.isFinite(this.capacityBytes) && this.usedBytes + bytes > this.capacityBytes)
+      throw new NoSpaceError()
   }
 
   createImage(image: DiskImage, sizeBytes: number, backing?: DiskImage): SimLayer {
-    const layer = new SimLayer(image, sizeBytes, backing)
-    if (this.has(layer.key)) throw new Error(`${layer.key} exists already`)
-    this.put(layer.key, layer)
+    const key = storageKey(image.storage)
+    const layer = new SimLayer(image.format, sizeBytes, backing)
+    if (this.has(key)) throw new Error(`${key} exists already`)
+    this.put(key, layer)
     return layer
   }
 
   /** The whole chain beneath an image. The format is taken at its word and never probed. */
   disk(image: DiskImage): SimDisk {
-    const layers: SimLayer[] = []
-    for (let next: DiskImage | undefined = image; next !== undefined; next = layers.at(-1)?.backing) {
+    const chain = new Map<string, SimLayer>()
+    for (let next: DiskImage | undefined = image; next !== undefined; ) {
       const key = storageKey(next.storage)
-      const file = this.#files.get(key)
+      const file = this.#asLayer(key, next.format)
       const refuse = (reason: string) => failure('DISK_READ_FAILED', { disk: key, offset: 0, reason })
       if (file === undefined) throw refuse('No such file or directory')
       if (!(file instanceof SimLayer)) throw refuse('this is not a disk image')
-      if (file.image.format !== next.format) throw refuse(`this is ${file.image.format} and not ${next.format}`)
-      layers.push(file)
+      if (file.format !== next.format) throw refuse(`this is ${file.format} and not ${next.format}`)
+      chain.set(key, file)
+      next = file.backing
     }
-    return new SimDisk(layers, (bytes) => this.reserve(bytes))
+    return new SimDisk(chain, (bytes) => this.reserve(bytes))
+  }
+
+  /** Any file of bytes is a raw disk, if somebody says so. */
+  #asLayer(key: string, format: DiskImage['format']): SimFile | undefined {
+    const file = this.#files.get(key)
+    if (file === undefined || !('bytes' in file) || format !== 'raw') return file
+    const layer = new SimLayer('raw', file.bytes.length)
+    new SimDisk(new Map([[key, layer]]), () => undefined).write(0, file.bytes)
+    this.#files.set(key, layer)
+    return layer
   }
 }
 
-function sizeOf(file: SimFile): number {
+function sizeOf(file: SimFile | undefined): number {
+  if (file === undefined) return 0
   if (file instanceof SimLayer) return file.allocatedBytes
   return 'saved' in file ? savedStateBytes : file.bytes.length
 }

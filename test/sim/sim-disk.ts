@@ -20,37 +20,36 @@ export function storageKey(storage: DiskStorage): string {
 export const sameImage = (one: DiskImage, other: DiskImage): boolean =>
   one.format === other.format && storageKey(one.storage) === storageKey(other.storage)
 
-/** One image file: the clusters it holds itself. */
+/** One image file: the clusters it holds itself. Where it lies is not its own affair: files are renamed. */
 export class SimLayer {
-  readonly image: DiskImage
+  readonly format: DiskImage['format']
   readonly sizeBytes: number
   readonly backing: DiskImage | undefined
   readonly clusters = new Map<number, Uint8Array>()
 
-  constructor(image: DiskImage, sizeBytes: number, backing?: DiskImage) {
-    this.image = image
+  constructor(format: DiskImage['format'], sizeBytes: number, backing?: DiskImage) {
+    this.format = format
     this.sizeBytes = sizeBytes
     this.backing = backing
   }
 
-  get key(): string {
-    return storageKey(this.image.storage)
-  }
-
   /** What the file occupies on the host; a layer on another one is never free. */
   get allocatedBytes(): number {
-    return (this.clusters.size + (this.image.format === 'raw' ? 0 : 1)) * clusterBytes
+    return (this.clusters.size + (this.format === 'raw' ? 0 : 1)) * clusterBytes
   }
 }
 
 /** A chain of layers, top first, read as one disk. */
 export class SimDisk {
   readonly layers: readonly SimLayer[]
+  /** Where the layers lie. */
+  readonly keys: readonly string[]
   readonly #reserve: (bytes: number) => void
 
   /** `reserve` throws when the host has no room for so many bytes more. */
-  constructor(layers: readonly SimLayer[], reserve: (bytes: number) => void) {
-    this.layers = layers
+  constructor(chain: ReadonlyMap<string, SimLayer>, reserve: (bytes: number) => void) {
+    this.layers = [...chain.values()]
+    this.keys = [...chain.keys()]
     this.#reserve = reserve
   }
 
@@ -123,7 +122,7 @@ export class SimDisk {
 
   #check(code: 'DISK_READ_FAILED' | 'DISK_WRITE_FAILED', offset: number, length: number): void {
     if (offset < 0 || !Number.isSafeInteger(offset) || offset + length > this.sizeBytes)
-      throw failure(code, { disk: this.top.key, offset, reason: 'beyond the end of the disk' })
+      throw failure(code, { disk: this.keys[0] ?? '', offset, reason: 'beyond the end of the disk' })
   }
 }
 

@@ -20,7 +20,7 @@ export function factsOf(world: SimWorld, vm: SimVm): VmFacts {
     disks: now.disks.map((disk) => diskFacts(world, disk)),
     hostFiles: [
       ...(now.nvram === undefined ? [] : [{ role: 'nvram', path: now.nvram } as const]),
-      ...(now.hasTpm ? [{ role: 'tpm', path: tpmPath(vm.uuid) } as const] : []),
+      ...(now.hasTpm ? [{ role: 'tpm', path: world.path(tpmPath(vm.uuid)) } as const] : []),
     ],
     nics: now.nics,
     ...(vm.busy === undefined ? {} : { busy: vm.busy }),
@@ -35,14 +35,14 @@ function agentOf(world: SimWorld, vm: SimVm, configured: boolean): VmFacts['agen
 }
 
 function diskFacts(world: SimWorld, disk: ConfiguredDisk): VirtualDisk {
-  const location = disk.image === undefined ? '' : storageKey(disk.image.storage)
-  const layers = disk.image !== undefined && world.files.has(location) ? world.files.disk(disk.image).layers : []
-  const [top, ...lower] = layers
+  const key = disk.image === undefined ? '' : storageKey(disk.image.storage)
+  const nbd = disk.image !== undefined && 'nbd' in disk.image.storage ? disk.image.storage.nbd : undefined
+  const chain = disk.image !== undefined && world.files.has(key) ? world.files.disk(disk.image) : undefined
   return {
     ...disk,
-    location,
-    backing: lower.map(({ key }) => key),
-    ...(top === undefined ? {} : { sizeBytes: top.sizeBytes }),
+    location: nbd === undefined ? key : `nbd:${nbd.exportName}`,
+    backing: chain?.keys.slice(1) ?? [],
+    ...(chain === undefined ? {} : { sizeBytes: chain.sizeBytes }),
     passThrough: disk.sourceType === 'hostdev',
   }
 }

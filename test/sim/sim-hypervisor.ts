@@ -13,7 +13,8 @@ import type {
   VmFacts,
 } from '../../src/vm/hypervisor.ts'
 import { NoSpaceError } from './host-files.ts'
-import { readConfiguration } from './sim-configuration.ts'
+import { readConfiguration, withDiskImage } from './sim-configuration.ts'
+import { sameImage } from './sim-disk.ts'
 import { factsOf } from './sim-facts.ts'
 import type { SimGuest } from './sim-guest.ts'
 import { createOverlays, mergeOverlay } from './sim-overlays.ts'
@@ -60,7 +61,7 @@ export class SimHypervisor implements Hypervisor {
     await this.#call()
     const vm = this.#change(uuid)
     if (vm.live === undefined) throw wrongState(vm, 'only a running or paused VM can be saved')
-    if (this.#world.files.has(file)) throw refused('save', `${file} exists already`)
+    if (this.#world.files.has(file)) throw wrongState(vm, `${file} exists already`)
     const saved = stateOf(this.#world, vm.live)
     fits('save', () => this.#world.files.put(file, { saved }))
     takeDown(this.#world, vm)
@@ -71,8 +72,8 @@ export class SimHypervisor implements Hypervisor {
     const content = this.#world.files.get(file)
     if (content === undefined || !('saved' in content)) throw refused('restore', `${file} is not a saved state`)
     const { saved } = content
-    const xml = configuration ?? saved.configuration
     const was = readConfiguration(saved.configuration)
+    const xml = configuration ?? onPresentDisks(saved.configuration, this.#world.vms.get(was.uuid ?? ''))
     const now = readConfiguration(xml)
     if (now.name !== was.name || now.uuid !== was.uuid || now.uuid === undefined)
       throw refused('restore', 'the configuration names another VM than the file')
@@ -211,6 +212,16 @@ export class SimHypervisor implements Hypervisor {
     this.#world.guestOf(uuid).settle()
     return vm
   }
+}
+
+/** Without another configuration the disks are those registered now: there may be an overlay on them by now. */
+function onPresentDisks(saved: string, vm: SimVm | undefined): string {
+  const present = vm === undefined ? [] : readConfiguration(vm.configuration).disks
+  return readConfiguration(saved).disks.reduce((xml, { target, image }) => {
+    const now = present.find((disk) => disk.target === target)?.image
+    if (image === undefined || now === undefined || sameImage(image, now)) return xml
+    return withDiskImage(xml, target, now)
+  }, saved)
 }
 
 const newVm = (uuid: string, configuration: string, persistent: boolean): SimVm => ({

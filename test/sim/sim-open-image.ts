@@ -72,7 +72,7 @@ export function openForWriting(world: SimWorld, image: DiskImage): BlockSink {
 }
 
 function register(world: SimWorld, disk: SimDisk, mode: ImageHandle['mode']): ImageHandle {
-  const handle = { mode, keys: disk.layers.map(({ key }) => key) }
+  const handle = { mode, keys: disk.keys }
   world.handles.add(handle)
   return handle
 }

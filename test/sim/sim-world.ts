@@ -9,6 +9,7 @@ import type { DiskImage, DiskStorage, NetworkFacts, PowerState, VirtualNic } fro
 import { HostFiles } from './host-files.ts'
 import { remember, type WorldMemory } from './leftovers.ts'
 import { ManualClock } from './manual-clock.ts'
+import { RealFiles } from './real-files.ts'
 import { type ConfiguredDisk, readConfiguration, writeConfiguration } from './sim-configuration.ts'
 import { storageKey } from './sim-disk.ts'
 import { type GuestBehaviour, SimGuest } from './sim-guest.ts'
@@ -22,7 +23,7 @@ export interface SimDiskSpec {
   readonly format?: DiskImage['format']
   /** At the start of the disk; without it some clusters of bytes that differ from disk to disk. */
   readonly content?: Uint8Array
-  /** Where the image lies; /images/VM-TARGET.FORMAT unless told. */
+  /** Where the image lies; world.path('/images/VM-TARGET.FORMAT') unless told. */
   readonly storage?: DiskStorage
   /** A template beneath; made when there is none, shared by those that name it. */
   readonly template?: string
@@ -56,6 +57,8 @@ export interface SimWorldOptions {
   /** How many steps every running guest's application does during each call; 1 unless told. */
   readonly stepsPerCall?: number
   readonly hostCapacityBytes?: number
+  /** An empty directory: host files exist beneath it for real, for code that renames or removes them itself. */
+  readonly directory?: string
 }
 
 export interface SimNetwork extends NetworkFacts {
@@ -64,7 +67,7 @@ export interface SimNetwork extends NetworkFacts {
 
 export class SimWorld implements AsyncDisposable {
   readonly clock: Clock
-  readonly files = new HostFiles()
+  readonly files: HostFiles
   readonly vms = new Map<string, SimVm>()
   readonly networks = new Map<string, SimNetwork>()
   /** Who has an image open besides the VMs. */
@@ -75,15 +78,23 @@ export class SimWorld implements AsyncDisposable {
   stepsPerCall: number
   /** How it was when `simulatedWorld` had built it; what `leftovers` compares with. */
   beginning: WorldMemory
+  readonly #directory: string
   readonly #guests = new Map<string, SimGuest>()
 
   constructor(options: SimWorldOptions = {}) {
     this.clock = options.clock ?? new ManualClock()
+    this.#directory = options.directory ?? ''
+    this.files = new HostFiles(options.directory === undefined ? undefined : new RealFiles(options.directory))
     this.stepsPerCall = options.stepsPerCall ?? 1
     this.files.capacityBytes = options.hostCapacityBytes ?? Number.POSITIVE_INFINITY
     this.networks.set('default', { name: 'default', kind: 'network', active: true, isolated: false })
     this.hypervisor = this.connect()
     this.beginning = remember(this)
+  }
+
+  /** Where the host keeps something: the same path, beneath the directory if there is one. */
+  path(path: string): string {
+    return `${this.#directory}${path}`
   }
 
   /** Another connection to the same host, as a second incarnation of Umbra would make it. */
@@ -191,7 +202,7 @@ export class SimWorld implements AsyncDisposable {
 
   #chain(image: DiskImage): string[] {
     if (!this.files.has(storageKey(image.storage))) return []
-    return this.files.disk(image).layers.map(({ key }) => key)
+    return [...this.files.disk(image).keys]
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -221,9 +232,9 @@ export function addVm(world: SimWorld, name: string, spec: SimVmSpec = {}): SimV
   const disks = Object.entries(spec.disks ?? { sda: {}, sdb: {} }).map(([target, disk]) =>
     addDisk(world, name, target, disk),
   )
-  const nvram = spec.nvram === undefined ? undefined : `/var/lib/libvirt/qemu/nvram/${name}_VARS.fd`
+  const nvram = spec.nvram === undefined ? undefined : world.path(`/var/lib/libvirt/qemu/nvram/${name}_VARS.fd`)
   if (nvram !== undefined && spec.nvram !== undefined) world.files.put(nvram, spec.nvram)
-  if (spec.tpm !== undefined) world.files.put(tpmPath(uuid), spec.tpm)
+  if (spec.tpm !== undefined) world.files.put(world.path(tpmPath(uuid)), spec.tpm)
   const configuration = writeConfiguration({
     name,
     uuid,
@@ -264,9 +275,9 @@ function setPower(world: SimWorld, vm: SimVm, power: PowerState): void {
 }
 
 function addDisk(world: SimWorld, name: string, target: string, spec: SimDiskSpec): ConfiguredDisk {
-  const { sizeBytes = 1024 * 1024, readOnly = false, shareable = false, transient = false } = spec
+  const { sizeBytes = 1024 * 1024, readOnly = spec.device === 'cdrom', shareable = false, transient = false } = spec
   const format = spec.format ?? (spec.template === undefined ? 'raw' : 'qcow2')
-  const storage = spec.storage ?? { file: `/images/${name}-${target}.${format}` }
+  const storage = spec.storage ?? { file: world.path(`/images/${name}-${target}.${format}`) }
   const common = {
     target,
     bus: spec.bus ?? 'scsi',

@@ -1,0 +1,222 @@
+/**
+ * The QEMU guest agent of one VM, reached through libvirt (virDomainQemuAgentCommand; QEMU documentation, "QEMU Guest
+ * Agent Protocol Reference"). The agent does one thing after the other: an answer to a later command proves that an
+ * earlier one, whose answer never came, is not under way any more. Thaw relies on that.
+ */
+import { setTimeout as sleep } from 'node:timers/promises'
+import type { z } from 'zod'
+import { describeError, Failure } from '../base/failure.ts'
+import { failure } from '../errors.ts'
+import type { GuestExecResult, GuestFileSystem, GuestIntegration, GuestOs } from '../vm/hypervisor.ts'
+import type { DomainCalls } from './domain-calls.ts'
+import { readDomain } from './domain-xml.ts'
+import { targetOf } from './guest-disks.ts'
+import * as replies from './guest-replies.ts'
+import { isFailure, libvirtCode } from './libvirt-errors.ts'
+import { libvirtCodes } from './protocol.ts'
+
+export interface GuestLimits {
+  /** How long the guest may take to freeze, hooks included. */
+  readonly freezeMs: number
+  /** How long thaw goes on trying. */
+  readonly thawMs: number
+  readonly commandMs: number
+  readonly execMs: number
+}
+
+const usualLimits: GuestLimits = { freezeMs: 20_000, thawMs: 15_000, commandMs: 5_000, execMs: 60_000 }
+const mostReplyBytes = 4 * 1024 * 1024
+const mostOutputBytes = 1024 * 1024
+/** libvirt first asks the agent for a sign of life, for so long at most. */
+const signOfLifeMs = 5_000
+
+const seconds = (ms: number): number => Math.max(1, Math.ceil(ms / 1000))
+
+export class GuestAgent implements GuestIntegration {
+  readonly #domains: DomainCalls
+  readonly #uuid: string
+  readonly #limits: GuestLimits
+  #boundedSince: Promise<void> | undefined
+  /** Freezes whose end is not known: nothing is thawed for good before they have ended. */
+  readonly #lostFreezes = new Set<Promise<unknown>>()
+
+  constructor(domains: DomainCalls, uuid: string, limits: Partial<GuestLimits> = {}) {
+    this.#domains = domains
+    this.#uuid = uuid
+    this.#limits = { ...usualLimits, ...limits }
+  }
+
+  async ping(): Promise<void> {
+    this.#boundedSince = undefined
+    await this.#command('guest-ping', replies.anyReply)
+  }
+
+  async freeze(): Promise<number> {
+    await this.#bound()
+    const { freezeMs } = this.#limits
+    const freezing = this.#command('guest-fsfreeze-freeze', replies.countReply, { timeoutMs: freezeMs })
+    this.#lostFreezes.add(freezing)
+    const ended = () => this.#lostFreezes.delete(freezing)
+    freezing.then(ended, ended)
+    const patience = new AbortController()
+    const tooLong = sleep(freezeMs + signOfLifeMs, undefined, { signal: patience.signal }).then(() => {
+      throw this.#silent(`it did not freeze within ${freezeMs} ms`)
+    })
+    try {
+      return await Promise.race([freezing, tooLong])
+    } finally {
+      tooLong.catch(() => undefined)
+      patience.abort()
+    }
+  }
+
+  async thaw(): Promise<number> {
+    const giveUpAt = performance.now() + this.#limits.thawMs
+    let thawed = 0
+    for (;;) {
+      const lost = this.#lostFreezes.size
+      let trouble: unknown
+      try {
+        thawed += await this.#command('guest-fsfreeze-thaw', replies.countReply)
+        const status = await this.freezeStatus()
+        if (status === 'thawed' && lost === 0) return thawed
+      } catch (error) {
+        if (await this.#isOff(error)) return thawed
+        trouble = error
+      }
+      if (performance.now() > giveUpAt) {
+        throw this.#silent(`it could not be thawed within ${this.#limits.thawMs} ms`, trouble)
+      }
+      await sleep(200)
+    }
+  }
+
+  freezeStatus(): Promise<'frozen' | 'thawed'> {
+    return this.#command('guest-fsfreeze-status', replies.statusReply)
+  }
+
+  async fileSystems(): Promise<readonly GuestFileSystem[]> {
+    const found = await this.#command('guest-get-fsinfo', replies.fileSystemsReply)
+    const vm = readDomain(await this.#domains.xml(this.#uuid, 0))
+    return found.map(({ mountpoint, type, disk }) => {
+      const targets = new Set(disk.flatMap((seen) => targetOf(seen, vm) ?? []))
+      return { mountPoint: mountpoint, type, targets: [...targets].sort() }
+    })
+  }
+
+  async osInfo(): Promise<GuestOs> {
+    const os = await this.#command('guest-get-osinfo', replies.osReply)
+    return {
+      id: os.id ?? 'unknown',
+      name: os['pretty-name'] ?? os.name ?? 'unknown',
+      version: os['version-id'] ?? os.version ?? '',
+    }
+  }
+
+  /** A program that takes too long goes on in the guest; the agent can not end it. */
+  async exec(
+    path: string,
+    args: readonly string[],
+    { timeoutMs = this.#limits.execMs }: { timeoutMs?: number } = {},
+  ): Promise<GuestExecResult> {
+    const giveUpAt = performance.now() + timeoutMs
+    const program = { path, arg: args, 'capture-output': true }
+    const { pid } = await this.#command('guest-exec', replies.execReply, { args: program })
+    for (let pauseMs = 20; ; pauseMs = Math.min(pauseMs * 1.5, 500)) {
+      const status = await this.#command('guest-exec-status', replies.execStatusReply, { args: { pid } })
+      if (status.exited) {
+        return {
+          exitCode: status.exitcode ?? 128 + (status.signal ?? 0),
+          stdout: output(status['out-data']),
+          stderr: output(status['err-data']),
+        }
+      }
+      if (performance.now() > giveUpAt) throw this.#silent(`${path} did not end within ${timeoutMs} ms`)
+      await sleep(pauseMs)
+    }
+  }
+
+  async syncClock(): Promise<void> {
+    await this.#command('guest-set-time', replies.anyReply, { timeoutMs: 10_000 })
+  }
+
+  /** Without a response timeout of its own, libvirt waits for this agent for ever, and so does whoever comes next. */
+  async #bound(): Promise<void> {
+    this.#boundedSince ??= this.#domains.setAgentTimeout(this.#uuid, seconds(this.#limits.freezeMs))
+    try {
+      await this.#boundedSince
+    } catch (error) {
+      this.#boundedSince = undefined
+      throw this.#translated(error, 'its response timeout')
+    }
+  }
+
+  async #command<Schema extends z.ZodType>(
+    name: string,
+    schema: Schema,
+    options: { args?: object; timeoutMs?: number } = {},
+  ): Promise<z.output<Schema>> {
+    await this.#bound()
+    const { args, timeoutMs = this.#limits.commandMs } = options
+    const command = JSON.stringify({ execute: name, ...(args === undefined ? {} : { arguments: args }) })
+    try {
+      return this.#read(name, schema, await this.#domains.agent(this.#uuid, command, seconds(timeoutMs)))
+    } catch (error) {
+      throw this.#translated(error, name)
+    }
+  }
+
+  #read<Schema extends z.ZodType>(name: string, schema: Schema, reply: string): z.output<Schema> {
+    if (reply.length > mostReplyBytes) throw this.#refused(name, 'its answer is too long')
+    const answer = replies.commandReply.safeParse(parseJson(reply))
+    if (!answer.success) throw this.#refused(name, 'its answer is not understood')
+    if ('error' in answer.data) throw this.#refused(name, answer.data.error.desc ?? 'no reason given')
+    const value = schema.safeParse(answer.data.value)
+    if (!value.success) throw this.#refused(name, 'its answer is not what the protocol says')
+    return value.data
+  }
+
+  /** libvirt's refusals in terms of the guest; everything about the VM or the daemon stays as it is. */
+  #translated(error: unknown, call: string): unknown {
+    if (isFailure(error, 'HYPERVISOR_REFUSED') && error instanceof Failure) {
+      const code = libvirtCode(error)
+      const reason = String(error.context.reason)
+      const absent: readonly unknown[] = [libvirtCodes.argumentUnsupported, libvirtCodes.operationInvalid]
+      return absent.includes(code) ? this.#silent(reason, error) : this.#refused(call, reason, error)
+    }
+    if (isFailure(error, 'DEADLINE_EXCEEDED')) return this.#silent(describeError(error), error)
+    if (isFailure(error, 'VM_BUSY')) return this.#silent(describeError(error), error)
+    return error
+  }
+
+  async #isOff(error: unknown): Promise<boolean> {
+    if (isFailure(error, 'VM_NOT_FOUND')) return true
+    try {
+      return !(await this.#domains.isActive(this.#uuid))
+    } catch (stateError) {
+      return isFailure(stateError, 'VM_NOT_FOUND')
+    }
+  }
+
+  #silent(reason: string, cause?: unknown) {
+    const vm = this.#domains.nameOf(this.#uuid)
+    return failure('GUEST_NOT_RESPONDING', { vm, reason }, cause)
+  }
+
+  #refused(call: string, reason: string, cause?: unknown) {
+    return failure('GUEST_REFUSED', { vm: this.#domains.nameOf(this.#uuid), call, reason }, cause)
+  }
+}
+
+function parseJson(text: string): unknown {
+  try {
+    return JSON.parse(text)
+  } catch {
+    return undefined
+  }
+}
+
+const output = (base64: string | undefined): string =>
+  Buffer.from(base64 ?? '', 'base64')
+    .subarray(0, mostOutputBytes)
+    .toString('utf8')

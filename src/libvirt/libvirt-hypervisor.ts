@@ -1,0 +1,183 @@
+/**
+ * The Hypervisor port on libvirt: each call is one line that leads to the file that does it
+ * (API reference of libvirt, modules libvirt-host and libvirt-domain).
+ */
+import { failure } from '../errors.ts'
+import type { Hypervisor, HypervisorFacts, OverlayInPlace, OverlayPlan, PowerState, VmFacts } from '../vm/hypervisor.ts'
+import { connectLibvirt, type LibvirtConnection } from './connection.ts'
+import { DomainCalls } from './domain-calls.ts'
+import { GuestAgent, type GuestLimits } from './guest-agent.ts'
+import { isFailure, libvirtCode } from './libvirt-errors.ts'
+import { mergeOverlay } from './merge-overlay.ts'
+import { ensureIsolatedNetwork, networks } from './networks.ts'
+import { discardOverlays, type PreparedOverlays, prepareOverlays, putOverlaysOn } from './overlays.ts'
+import * as power from './power.ts'
+import { libvirtCodes, procedures, undefineFlags } from './protocol.ts'
+import { vmFacts } from './vm-facts.ts'
+
+export async function connectHypervisor(uri: string): Promise<LibvirtHypervisor> {
+  return new LibvirtHypervisor(await connectLibvirt(uri))
+}
+
+export class LibvirtHypervisor implements Hypervisor {
+  readonly connection: LibvirtConnection
+  readonly #domains: DomainCalls
+  readonly #guests = new Map<string, GuestAgent>()
+  readonly #prepared = new Map<string, PreparedOverlays>()
+
+  constructor(connection: LibvirtConnection) {
+    this.connection = connection
+    this.#domains = new DomainCalls(connection)
+  }
+
+  get uri(): string {
+    return this.connection.uri
+  }
+
+  async about(): Promise<HypervisorFacts> {
+    const [type, version, library, hostname] = await Promise.all([
+      this.connection.call(procedures.connectGetType),
+      this.connection.call(procedures.connectGetVersion),
+      this.connection.call(procedures.connectGetLibVersion),
+      this.connection.call(procedures.connectGetHostname),
+    ])
+    return {
+      hypervisor: type.string(),
+      version: versionText(version.size()),
+      libraryVersion: versionText(library.size()),
+      hostname: hostname.string(),
+    }
+  }
+
+  async listVms(): Promise<readonly VmFacts[]> {
+    const facts = (await this.#domains.list()).map(({ uuid }) =>
+      vmFacts(this.#domains, uuid).catch((error: unknown) => {
+        // Undefined since the list was made.
+        if (isFailure(error, 'VM_NOT_FOUND')) return undefined
+        throw error
+      }),
+    )
+    return (await Promise.all(facts)).filter((vm) => vm !== undefined)
+  }
+
+  async vm(nameOrUuid: string): Promise<VmFacts> {
+    try {
+      return await vmFacts(this.#domains, await this.#domains.lookup(nameOrUuid))
+    } catch (error) {
+      if (!isFailure(error, 'VM_NOT_FOUND')) throw error
+      const known = (await this.#domains.list()).map(({ name }) => name)
+      throw failure('VM_NOT_FOUND', { vm: nameOrUuid, known: known.length === 0 ? 'none' : known.join(', ') }, error)
+    }
+  }
+
+  power(uuid: string): Promise<PowerState | 'gone'> {
+    return power.power(this.#domains, uuid)
+  }
+
+  /** The same object for the same VM: it remembers freezes whose end it has not seen. */
+  guest(uuid: string, limits?: Partial<GuestLimits>): GuestAgent {
+    const known = limits === undefined ? this.#guests.get(uuid) : undefined
+    const guest = known ?? new GuestAgent(this.#domains, uuid, limits)
+    this.#guests.set(uuid, guest)
+    return guest
+  }
+
+  save(uuid: string, file: string): Promise<void> {
+    return power.save(this.#domains, uuid, file)
+  }
+
+  restoreSaved(file: string, configuration?: string): Promise<void> {
+    return power.restoreSaved(this.#domains, file, configuration)
+  }
+
+  resume(uuid: string): Promise<void> {
+    return power.resume(this.#domains, uuid)
+  }
+
+  suspend(uuid: string): Promise<void> {
+    return power.suspend(this.#domains, uuid)
+  }
+
+  start(uuid: string): Promise<void> {
+    return power.start(this.#domains, uuid)
+  }
+
+  turnOff(uuid: string): Promise<void> {
+    return power.turnOff(this.#domains, uuid)
+  }
+
+  keepSaved(uuid: string, next: 'running' | 'paused'): Promise<void> {
+    return power.keepSaved(this.#domains, uuid, next)
+  }
+
+  /** Makes the overlay files, so that createOverlays with the same plans is a single call. Takes its time; changes no VM. */
+  async prepareOverlays(uuid: string, overlays: readonly OverlayPlan[]): Promise<void> {
+    await this.forgetPrepared(uuid)
+    this.#prepared.set(uuid, await prepareOverlays(this.#domains, uuid, overlays))
+  }
+
+  /** Deletes prepared overlay files that were never put on. Idempotent. */
+  async forgetPrepared(uuid: string): Promise<void> {
+    const prepared = this.#prepared.get(uuid)
+    this.#prepared.delete(uuid)
+    if (prepared !== undefined) await discardOverlays(prepared)
+  }
+
+  async createOverlays(uuid: string, overlays: readonly OverlayPlan[]): Promise<void> {
+    const ready = this.#prepared.get(uuid)
+    if (ready !== undefined && samePlans(ready.plans, overlays)) {
+      this.#prepared.delete(uuid)
+      await putOverlaysOn(this.#domains, ready)
+      return
+    }
+    await this.forgetPrepared(uuid)
+    await putOverlaysOn(this.#domains, await prepareOverlays(this.#domains, uuid, overlays))
+  }
+
+  mergeOverlay(uuid: string, overlay: OverlayInPlace): Promise<void> {
+    return mergeOverlay(this.#domains, uuid, overlay)
+  }
+
+  define(configuration: string): Promise<string> {
+    return this.#domains.define(configuration)
+  }
+
+  async undefine(uuid: string): Promise<void> {
+    const state = await this.power(uuid)
+    if (state === 'gone') return
+    const vm = this.#domains.nameOf(uuid)
+    if (state === 'saved') throw failure('VM_STATE', { vm, state, reason: 'its memory image would be lost' })
+    if (state !== 'off') throw failure('VM_STATE', { vm, state, reason: 'only a VM that is off can be removed' })
+    const { snapshotsMetadata, keepNvram, checkpointsMetadata, keepTpm } = undefineFlags
+    const flags = snapshotsMetadata | keepNvram | checkpointsMetadata
+    try {
+      await this.#domains.undefine(uuid, flags | keepTpm)
+    } catch (error) {
+      if (isFailure(error, 'VM_NOT_FOUND')) return
+      // libvirt before 8.9 does not know KEEP_TPM, and keeps no TPM state when a VM is undefined: not without the owner.
+      if (libvirtCode(error) !== libvirtCodes.invalidArgument) throw error
+      if ((await vmFacts(this.#domains, uuid)).hostFiles.some((file) => file.role === 'tpm')) throw error
+      await this.#domains.undefine(uuid, flags)
+    }
+  }
+
+  networks() {
+    return networks(this.connection)
+  }
+
+  ensureIsolatedNetwork(name: string): Promise<void> {
+    return ensureIsolatedNetwork(this.connection, name)
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    for (const uuid of [...this.#prepared.keys()]) await this.forgetPrepared(uuid)
+    await this.connection[Symbol.asyncDispose]()
+  }
+}
+
+const versionText = (number: number): string =>
+  [Math.floor(number / 1_000_000), Math.floor(number / 1000) % 1000, number % 1000].join('.')
+
+const samePlans = (one: readonly OverlayPlan[], other: readonly OverlayPlan[]): boolean =>
+  one.length === other.length &&
+  one.every((plan) => other.some(({ target, overlay }) => target === plan.target && overlay === plan.overlay))

@@ -1,0 +1,239 @@
+/**
+ * The backup application's side of a backup, in the order of "Overview of Processing a Backup Under VSS". It knows
+ * writers and components, not what they are. The manifest is written last (law 6); the copies are released after it.
+ */
+import type { JsonObject } from '../base/cleanup.ts'
+import type { Clock } from '../base/clock.ts'
+import { cleanupErrors, describeError, Failure, primaryError } from '../base/failure.ts'
+import { openHostFile } from '../disk/host-file.ts'
+import { failure } from '../errors.ts'
+import type { PointDraft, Repository } from '../repository/repository.ts'
+import { BackupComponents } from '../vss/backup-components.ts'
+import type { ComponentMetadata, WriterMetadata } from '../vss/components.ts'
+import type { CreatedSet } from '../vss/do-snapshot-set.ts'
+import { writeBackupComponentsDocument, writeWriterMetadataDocument } from '../vss/documents.ts'
+import type { Provider } from '../vss/provider.ts'
+import type { SessionEvent, SessionLimits } from '../vss/vocabulary.ts'
+import type { Writer } from '../vss/writer.ts'
+import { type Progress, ProgressMeter } from './progress.ts'
+import { RequesterSession, type SessionOptions } from './session.ts'
+import { readInto } from './transfer.ts'
+
+export interface BackupSelection {
+  /** Names or component names; empty with `all`. */
+  readonly names: readonly string[]
+  readonly all: boolean
+  readonly except: readonly string[]
+}
+
+export interface BackupEnvironment {
+  readonly writers: readonly Writer[]
+  readonly providers: readonly Provider[]
+  readonly limits: SessionLimits
+  readonly clock: Clock
+  readonly repository: Repository
+  readonly session: SessionOptions
+  readonly onEvent?: (event: SessionEvent) => void
+  readonly onProgress?: (progress: Progress) => void
+}
+
+export interface BackedUpDisk {
+  readonly target: string
+  readonly sizeBytes: number
+  readonly readBytes: number
+  readonly storedBytes: number
+}
+
+export interface BackupResult {
+  readonly recoveryPoint: string
+  /** One entry per component: what its writer tells, and what its volumes took. */
+  readonly vms: readonly JsonObject[]
+  readonly skewMs: number
+  readonly durationMs: number
+  readonly events: readonly SessionEvent[]
+  /** What is left to clean up; empty unless the exit code is 3. */
+  readonly cleanup: readonly string[]
+}
+
+export async function backup(selection: BackupSelection, environment: BackupEnvironment): Promise<BackupResult> {
+  let result: BackupResult | undefined
+  try {
+    await using session = await RequesterSession.open(environment.session)
+    if (environment.onEvent !== undefined) session.events.listen(environment.onEvent)
+    result = await backupInSession(selection, environment, session)
+    result = { ...result, events: session.events.all }
+  } catch (error) {
+    // A good backup whose clean-up failed is both: the result stands, and what is left is named.
+    const left = [primaryError(error), ...cleanupErrors(error)]
+    if (result === undefined || !left.every((one) => one instanceof Failure && one.code === 'CLEANUP_INCOMPLETE'))
+      throw error
+    result = { ...result, cleanup: left.map(describeError) }
+  }
+  return result
+}
+
+async function backupInSession(
+  selection: BackupSelection,
+  { writers, providers, limits, clock, repository, onProgress }: BackupEnvironment,
+  session: RequesterSession,
+): Promise<BackupResult> {
+  const beganMs = clock.monotonicMs()
+  const { undo, quiet, signal, abandon, lockSetCreation, events } = session
+  const service = {
+    writers,
+    providers,
+    limits,
+    clock,
+    undo,
+    emit: events.emit,
+    quiet,
+    lockSetCreation,
+    signal,
+    abandon,
+  }
+
+  await using components = BackupComponents.initializeForBackup(service, 'full')
+  const selected = select(await components.gatherWriterMetadata(), selection)
+  for (const component of selected) {
+    await session.lockComponent(component, component.label)
+    components.addComponent(component)
+  }
+  await components.startSnapshotSet()
+  await components.addVolumesOfComponents()
+  await components.prepareForBackup()
+
+  await using draft = await repository.beginPoint() // before anything is frozen: a repository that is full says so now
+  const discard = await undo.defer({ undo: 'discard-point', repository: repository.location, point: draft.id })
+  signal.throwIfAborted()
+  const created = await components.doSnapshotSet()
+
+  const disks = await transferAll(created, components, draft, {
+    repository,
+    signal,
+    onProgress,
+    clock,
+    emit: events.emit,
+  })
+  for (const component of selected) components.setBackupSucceeded(component, true)
+  const vms = components.outcomes().map(({ component, metadata }) => ({
+    ...metadata,
+    disks: (disks.get(component.name) ?? []).map((disk) => ({ ...disk })),
+  }))
+  const skewMs = skewOf(created)
+  await putDocuments(components, draft)
+  events.emit({ event: 'Commit', detail: `recovery point ${draft.id}` })
+  const durationMs = Math.round(clock.monotonicMs() - beganMs)
+  const content = { vms, skewMs, durationMs, events: events.all.map((event) => ({ ...event })) }
+  const point = await draft.commit(JSON.parse(JSON.stringify(content)) as JsonObject)
+  undo.forget(discard)
+  await components.backupComplete()
+  return { recoveryPoint: point.id, vms, skewMs, durationMs, events: [], cleanup: [] }
+}
+
+/** The components asked for; refuses names that are not there and components that can not be backed up, all at once. */
+export function select(
+  metadata: readonly WriterMetadata[],
+  { names, all, except }: BackupSelection,
+): ComponentMetadata[] {
+  const available = metadata.flatMap(({ components }) => components)
+  const named = (name: string) => available.find((one) => one.label === name || one.name === name.toLowerCase())
+  const unknown = [...names, ...except].filter((name) => named(name) === undefined)
+  if (unknown.length > 0) {
+    throw failure('VM_NOT_FOUND', {
+      vm: unknown.join(', '),
+      known: available.map(({ label }) => label).join(', ') || 'none',
+    })
+  }
+  const left = new Set(except.map((name) => named(name)))
+  const wanted = all ? available : names.flatMap((name) => named(name) ?? [])
+  const selected = [...new Set(wanted)].filter((component) => !left.has(component))
+  if (selected.length === 0) throw failure('USAGE', { reason: 'there is no VM to back up' })
+  const refused = selected.filter(({ obstacles }) => obstacles.length > 0)
+  if (refused.length > 0) {
+    const reasons = refused.map(({ label, obstacles }) => `${label}: ${obstacles.join('; ')}`)
+    throw failure('VSS_WRITER_VETO', { event: 'Identify', done: 'backed up', reasons })
+  }
+  return selected
+}
+
+interface TransferEnvironment {
+  readonly repository: Repository
+  readonly signal: AbortSignal
+  readonly clock: Clock
+  readonly emit: (event: { event: string; vm?: string; detail?: string }) => void
+  readonly onProgress: ((progress: Progress) => void) | undefined
+}
+
+async function transferAll(
+  { copies }: CreatedSet,
+  components: BackupComponents,
+  draft: PointDraft,
+  { repository, signal, clock, emit, onProgress }: TransferEnvironment,
+): Promise<Map<string, BackedUpDisk[]>> {
+  const disks = new Map<string, BackedUpDisk[]>()
+  const meter = new ProgressMeter(clock, onProgress)
+  const { chunkSizeBytes } = repository
+  for (const { volume, open } of copies) {
+    await using source = await open()
+    meter.begin(`${volume.caption} ${volume.name}`, source.sizeBytes)
+    await using stream = await draft.openStream(`${volume.component}/disks/${volume.name}`, source.sizeBytes)
+    const write = (chunk: number, data: Uint8Array) => stream.writeChunk(chunk, data)
+    const readBytes = await readInto(source, write, {
+      chunkSizeBytes,
+      signal,
+      onProgress: (bytes) => meter.advance(bytes),
+    })
+    const { sizeBytes, storedBytes } = await stream.finish()
+    emit({
+      event: 'Transfer',
+      vm: volume.caption,
+      detail: `${volume.name}: ${readBytes} bytes read, ${storedBytes} stored`,
+    })
+    disks.set(volume.component, [
+      ...(disks.get(volume.component) ?? []),
+      { target: volume.name, sizeBytes, readBytes, storedBytes },
+    ])
+  }
+  for (const { component, files } of components.outcomes()) {
+    for (const file of files) {
+      if ('content' in file) {
+        await draft.putDocument(`${component.name}/${file.name}`, file.content)
+        continue
+      }
+      await using source = await openHostFile(file.path)
+      meter.begin(`${component.name} ${file.name}`, source.sizeBytes)
+      await using stream = await draft.openStream(`${component.name}/${file.name}`, source.sizeBytes)
+      const write = (chunk: number, data: Uint8Array) => stream.writeChunk(chunk, data)
+      await readInto(source, write, { chunkSizeBytes, signal, onProgress: (bytes) => meter.advance(bytes) })
+      await stream.finish()
+    }
+  }
+  return disks
+}
+
+/** The two VSS documents; final only now, after PostSnapshot. */
+async function putDocuments(components: BackupComponents, draft: PointDraft): Promise<void> {
+  const { metadata, components: document } = components.documents()
+  const encoder = new TextEncoder()
+  await draft.putDocument('backup-components.xml', encoder.encode(writeBackupComponentsDocument(document)))
+  for (const [index, writer] of metadata.entries()) {
+    await draft.putDocument(`writer-metadata-${index}.xml`, encoder.encode(writeWriterMetadataDocument(writer)))
+  }
+}
+
+/** From the first instant's beginning to the last one's end; 0 for a single component. */
+function skewOf({ instants }: CreatedSet): number {
+  if (new Set(instants.map(({ component }) => component)).size < 2) return 0
+  const spread =
+    Math.max(...instants.map(({ endedMs }) => endedMs)) - Math.min(...instants.map(({ beganMs }) => beganMs))
+  return Math.round(spread * 10) / 10
+}
+
+/** What a backup would do, without touching anything. */
+export async function planBackup(
+  selection: BackupSelection,
+  writers: readonly Writer[],
+): Promise<readonly Pick<ComponentMetadata, 'label' | 'name' | 'caption' | 'plan' | 'volumes'>[]> {
+  const metadata = await Promise.all(writers.map((writer) => writer.onIdentify()))
+  return select(metadata, selection)
+}

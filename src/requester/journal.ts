@@ -1,0 +1,220 @@
+/**
+ * The undo journal: one file per session, one JSON line per record, each on stable storage before the deed it undoes.
+ * What a session that was killed left is replayed, newest first, by the handlers that would have undone it anyway:
+ * by the session's watchdog, by `umbra recover`, and by every command at its start.
+ */
+import { constants, readFileSync } from 'node:fs'
+import { type FileHandle, mkdir, open, readdir, readFile, rm } from 'node:fs/promises'
+import { basename, join } from 'node:path'
+import { z } from 'zod'
+import { runUndo, type UndoHandlers, type UndoLog, type UndoRecord } from '../base/cleanup.ts'
+import { type Clock, systemClock } from '../base/clock.ts'
+import { describeError, invariant } from '../base/failure.ts'
+import type { QuietDuringFreeze } from '../vss/windows.ts'
+import { tryLock } from './host-lock.ts'
+
+export interface JournalHeader {
+  readonly session: string
+  readonly what: 'backup' | 'restore'
+  readonly startedAt: string
+  /** The hypervisor the records speak of. */
+  readonly uri: string
+  /** The process that owns the session, as processMark() tells it. */
+  readonly process: string
+  readonly [key: string]: string
+}
+
+/** Names this process so that a later one with the same number is not taken for it (proc(5), starttime). */
+export function processMark(pid: number = process.pid): string | undefined {
+  try {
+    const fields = readFileSync(`/proc/${pid}/stat`, 'utf8').replace(/^.*\)/s, '').trim().split(' ')
+    return `${pid}/${fields[19]}`
+  } catch {
+    return undefined // no such process
+  }
+}
+
+function isAlive(mark: string | undefined): boolean {
+  return mark !== undefined && processMark(Number.parseInt(mark, 10)) === mark
+}
+
+const header = z.object({ header: z.record(z.string(), z.string()) })
+const line = z.object({
+  add: z.number().int().optional(),
+  record: z.looseObject({ undo: z.string() }).optional(),
+  done: z.number().int().optional(),
+})
+
+/** The journal of a session that is under way. It holds the session's lock until it is closed. */
+export class Journal implements UndoLog, QuietDuringFreeze, AsyncDisposable {
+  readonly path: string
+  readonly #file: FileHandle
+  readonly #lock: AsyncDisposable
+  readonly #open = new Set<number>()
+  #last = 0
+  #held = 0
+  #kept = ''
+  #writing: Promise<void> = Promise.resolve()
+
+  private constructor(path: string, file: FileHandle, lock: AsyncDisposable) {
+    this.path = path
+    this.#file = file
+    this.#lock = lock
+  }
+
+  static async create(directory: string, content: JournalHeader): Promise<Journal> {
+    await mkdir(directory, { recursive: true, mode: 0o700 })
+    const lock = await tryLock(directory, content.session)
+    invariant(lock !== undefined, 'a session id is used once')
+    const path = join(directory, `${content.session}.jsonl`)
+    const file = await open(path, constants.O_CREAT | constants.O_EXCL | constants.O_WRONLY | constants.O_APPEND, 0o600)
+    const journal = new Journal(path, file, lock)
+    await journal.#append(`${JSON.stringify({ header: content })}\n`)
+    await syncDirectory(directory)
+    return journal
+  }
+
+  async add(record: UndoRecord, supersedes?: number): Promise<number> {
+    invariant(this.#held === 0, `undo records are written before Freeze, not during it (${record.undo})`)
+    const id = ++this.#last
+    await this.#append(
+      `${JSON.stringify({ add: id, record, ...(supersedes === undefined ? {} : { done: supersedes }) })}\n`,
+    )
+    this.#open.add(id)
+    if (supersedes !== undefined) this.#open.delete(supersedes)
+    return id
+  }
+
+  /** Written late while a guest is frozen; a step undone twice does no harm. */
+  done(id: number): void {
+    this.#open.delete(id)
+    const text = `${JSON.stringify({ done: id })}\n`
+    if (this.#held > 0) this.#kept += text
+    else void this.#append(text).catch(() => undefined) // replayed once more at worst
+  }
+
+  hold(): void {
+    this.#held++
+  }
+
+  release(): void {
+    this.#held--
+    if (this.#held > 0 || this.#kept === '') return
+    const text = this.#kept
+    this.#kept = ''
+    void this.#append(text).catch(() => undefined)
+  }
+
+  /** Ends the session. With nothing left to undo the file goes; else it stays for `umbra recover`. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#writing.catch(() => undefined)
+    await this.#file.close()
+    if (this.#open.size === 0) await rm(this.path, { force: true })
+    await this.#lock[Symbol.asyncDispose]()
+  }
+
+  #append(text: string): Promise<void> {
+    this.#writing = this.#writing.then(async () => {
+      await this.#file.appendFile(text)
+      await this.#file.datasync()
+    })
+    return this.#writing
+  }
+}
+
+async function syncDirectory(directory: string): Promise<void> {
+  await using handle = await open(directory, constants.O_RDONLY)
+  await handle.sync()
+}
+
+/** What a journal on disk still asks for. A last line cut short by a crash was never acted upon and is ignored. */
+export function readJournal(text: string): { header: JournalHeader; left: UndoRecord[] } {
+  const [first = '', ...rest] = text.split('\n')
+  const content = header.parse(JSON.parse(first)).header as unknown as JournalHeader
+  const left = new Map<number, UndoRecord>()
+  for (const [index, one] of rest.entries()) {
+    if (one === '' || (index === rest.length - 1 && !text.endsWith('\n'))) continue
+    const { add, record, done } = line.parse(JSON.parse(one))
+    if (done !== undefined) left.delete(done)
+    if (add !== undefined && record !== undefined) left.set(add, record as UndoRecord)
+  }
+  return { header: content, left: [...left.values()].reverse() }
+}
+
+export interface Recovered {
+  readonly session: string
+  readonly what: string
+  readonly startedAt: string
+  readonly undone: readonly string[]
+  readonly failed: readonly string[]
+}
+
+export interface RecoveryOptions {
+  /** The handlers for the hypervisor that a journal names. */
+  readonly handlersFor: (content: JournalHeader) => Promise<UndoHandlers>
+  readonly clock?: Clock
+  readonly stepDeadlineMs?: number
+  /** How long to wait for a watchdog that is at work on the journal of a dead session. */
+  readonly waitMs?: number
+}
+
+/** Replays the journals of sessions that are no longer alive. Steps that fail stay, and are reported. */
+export async function recoverInterrupted(directory: string, options: RecoveryOptions): Promise<Recovered[]> {
+  const names = await readdir(directory).catch(() => [])
+  const recovered: Recovered[] = []
+  for (const name of names.filter((one) => one.endsWith('.jsonl')).sort()) {
+    const result = await recoverJournal(join(directory, name), options)
+    if (result !== undefined) recovered.push(result)
+  }
+  return recovered
+}
+
+/** Replays one journal; undefined when its session is alive, or somebody else has just finished it. */
+export async function recoverJournal(path: string, options: RecoveryOptions): Promise<Recovered | undefined> {
+  const { clock = systemClock, stepDeadlineMs = 600_000, waitMs = 120_000 } = options
+  const session = basename(path, '.jsonl')
+  let lock = await tryLock(join(path, '..'), session)
+  for (const endMs = clock.monotonicMs() + waitMs; lock === undefined && clock.monotonicMs() < endMs; ) {
+    if (isAlive(await ownerOf(path))) return undefined
+    await clock.sleep(50)
+    lock = await tryLock(join(path, '..'), session)
+  }
+  if (lock === undefined) return undefined
+  await using _held = lock
+  const text = await readFile(path, 'utf8').catch(() => undefined)
+  if (text === undefined) return undefined
+  const complete = text.includes('\n') // a header cut short: nothing was done yet
+  const { header: content, left } = complete ? readJournal(text) : { header: undefined, left: [] }
+  const undone: string[] = []
+  const failed: string[] = []
+  if (content !== undefined && left.length > 0) {
+    const handlers = await options.handlersFor(content)
+    for (const record of left) {
+      const told = describeRecord(record)
+      try {
+        await runUndo(record, handlers, clock, stepDeadlineMs)
+        undone.push(told)
+      } catch (error) {
+        failed.push(`${told}: ${describeError(error)}`)
+      }
+    }
+  }
+  if (failed.length === 0) await rm(path, { force: true })
+  return { session, what: content?.what ?? 'backup', startedAt: content?.startedAt ?? '', undone, failed }
+}
+
+async function ownerOf(path: string): Promise<string | undefined> {
+  try {
+    return readJournal(await readFile(path, 'utf8')).header.process
+  } catch {
+    return undefined // gone by now, or cut short before it began
+  }
+}
+
+/** One line for people. */
+export function describeRecord(record: UndoRecord): string {
+  const about = ['name', 'target', 'point', 'path'].flatMap((key) =>
+    typeof record[key] === 'string' ? [String(record[key])] : [],
+  )
+  return [record.undo, ...about].join(' ')
+}

@@ -1,0 +1,184 @@
+/**
+ * The backup application's side of a restore. Every byte is read, verified and written to staged files while everything
+ * old still stands and runs; only then PreRestore, where the files take their places; PostRestore registers. There is no
+ * abort (law 9): what PreRestore set aside comes back by the session's undo unless PostRestore succeeds.
+ */
+import { mkdir, open, rename } from 'node:fs/promises'
+import { dirname } from 'node:path'
+import type { Clock } from '../base/clock.ts'
+import type { BlockSink, BlockSource } from '../disk/block-device.ts'
+import { createHostFile } from '../disk/host-file.ts'
+import { failure } from '../errors.ts'
+import type { RecoveryPoint, Repository } from '../repository/repository.ts'
+import type { BackedUpComponent, ComponentRef } from '../vss/components.ts'
+import { readBackupComponentsDocument } from '../vss/documents.ts'
+import { RestoreComponents } from '../vss/restore-components.ts'
+import type {
+  ComponentRestorePlan,
+  RestorePlanner,
+  RestoreRequest,
+  RestoreTarget,
+  StoredComponent,
+} from '../vss/restore-plan.ts'
+import type { FileRestoreStatus, SessionEvent } from '../vss/vocabulary.ts'
+import type { Writer } from '../vss/writer.ts'
+import { type Progress, ProgressMeter } from './progress.ts'
+import { RequesterSession, type SessionOptions } from './session.ts'
+import { writeOut } from './transfer.ts'
+
+export interface RestoreEnvironment {
+  readonly repository: Repository
+  readonly writer: Writer
+  readonly planner: RestorePlanner
+  /** Creates an image of that format and opens it for writing. */
+  readonly createImage: (path: string, format: string, sizeBytes: number) => Promise<BlockSink>
+  readonly clock: Clock
+  readonly session: SessionOptions
+  readonly onEvent?: (event: SessionEvent) => void
+  readonly onProgress?: (progress: Progress) => void
+}
+
+export interface RestoreResult {
+  readonly recoveryPoint: string
+  readonly vms: readonly {
+    readonly name: string
+    readonly files: readonly string[]
+    readonly steps: readonly string[]
+    readonly warnings: readonly string[]
+  }[]
+  readonly durationMs: number
+}
+
+/** The plan for the components of a point that are called `names` (all when empty). Touches nothing. */
+export async function planRestore(
+  point: RecoveryPoint,
+  names: readonly string[],
+  request: RestoreRequest,
+  planner: RestorePlanner,
+): Promise<{ stored: readonly BackedUpComponent[]; plans: readonly ComponentRestorePlan[] }> {
+  const document = readBackupComponentsDocument(
+    new TextDecoder().decode(await point.readDocument('backup-components.xml')),
+  )
+  const all = document.writers.flatMap(({ components }) => components)
+  const labelOf = ({ component, metadata }: BackedUpComponent) => String(metadata['name'] ?? component.name)
+  const unknown = names.filter((name) => !all.some((one) => labelOf(one) === name || one.component.name === name))
+  if (unknown.length > 0) throw failure('VM_NOT_FOUND', { vm: unknown.join(', '), known: all.map(labelOf).join(', ') })
+  const stored =
+    names.length === 0 ? all : all.filter((one) => names.includes(labelOf(one)) || names.includes(one.component.name))
+  if (request.as !== undefined && stored.length > 1)
+    throw failure('USAGE', { reason: '--as takes one VM: choose it with --vm' })
+  const plans: ComponentRestorePlan[] = []
+  for (const one of stored) plans.push(await planner.planRestore(await readStored(point, one), request))
+  return { stored, plans }
+}
+
+async function readStored(point: RecoveryPoint, { component, metadata }: BackedUpComponent): Promise<StoredComponent> {
+  const prefix = `${component.name}/`
+  const streams = point.streams
+    .filter(({ name }) => name.startsWith(prefix))
+    .map(({ name, sizeBytes }) => [name.slice(prefix.length), sizeBytes] as const)
+  const documents: Record<string, Uint8Array> = {}
+  for (const name of point.documents.filter((one) => one.startsWith(prefix))) {
+    documents[name.slice(prefix.length)] = await point.readDocument(name)
+  }
+  return { component, metadata, streams: Object.fromEntries(streams), documents }
+}
+
+export async function restore(
+  point: RecoveryPoint,
+  names: readonly string[],
+  request: RestoreRequest,
+  environment: RestoreEnvironment,
+): Promise<RestoreResult> {
+  const { writer, planner, clock } = environment
+  const beganMs = clock.monotonicMs()
+  const { stored, plans } = await planRestore(point, names, request, planner)
+  const obstacles = plans.flatMap((plan) => plan.obstacles.map((obstacle) => `${plan.caption}: ${obstacle}`))
+  if (obstacles.length > 0)
+    throw failure('VSS_WRITER_VETO', { event: 'PreRestore', done: 'restored', reasons: obstacles })
+
+  await using session = await RequesterSession.open(environment.session)
+  if (environment.onEvent !== undefined) session.events.listen(environment.onEvent)
+  for (const { component, caption } of plans) await session.lockComponent(component, caption)
+  await using components = RestoreComponents.initializeForRestore(
+    { writers: [writer], undo: session.undo, emit: session.events.emit },
+    stored,
+  )
+  for (const { component } of plans) components.setSelectedForRestore(component)
+
+  await stageAll(point, plans, environment, session) // the last moment to say no
+  session.signal.throwIfAborted()
+  await components.preRestore() // no way back by request beyond this line
+  for (const plan of plans) components.setFileRestoreStatus(plan.component, await place(plan))
+  await components.postRestore()
+
+  return {
+    recoveryPoint: point.id,
+    vms: plans.map(({ caption, targets, steps, warnings }) => ({
+      name: caption,
+      files: targets.map(({ path }) => path),
+      steps,
+      warnings,
+    })),
+    durationMs: Math.round(clock.monotonicMs() - beganMs),
+  }
+}
+
+/** Writes every file beside its place. All of it is verified on the way: a damaged chunk ends the restore here. */
+async function stageAll(
+  point: RecoveryPoint,
+  plans: readonly ComponentRestorePlan[],
+  { repository, clock, createImage, onProgress }: RestoreEnvironment,
+  { undo, signal, events }: RequesterSession,
+): Promise<void> {
+  const meter = new ProgressMeter(clock, onProgress)
+  const { chunkSizeBytes } = repository
+  for (const { component, caption, targets } of plans) {
+    for (const target of targets) {
+      await mkdir(dirname(target.path), { recursive: true })
+      await undo.defer({ undo: 'remove-file', path: target.staged })
+      await using source = await openStored(point, component, target)
+      meter.begin(`${caption} ${target.path}`, source.sizeBytes)
+      await using sink = await (target.format === 'file'
+        ? createHostFile(target.staged, source.sizeBytes)
+        : createImage(target.staged, target.format, source.sizeBytes))
+      await writeOut(source, sink, { chunkSizeBytes, signal, onProgress: (bytes) => meter.advance(bytes) })
+      events.emit({ event: 'Restore', vm: caption, detail: `${target.path} written and verified` })
+    }
+  }
+}
+
+async function openStored(
+  point: RecoveryPoint,
+  component: ComponentRef,
+  { source }: RestoreTarget,
+): Promise<BlockSource> {
+  if ('stream' in source) return point.openStream(`${component.name}/${source.stream}`)
+  const content = await point.readDocument(`${component.name}/${source.document}`)
+  return {
+    sizeBytes: content.length,
+    read: async (offset, target) => target.set(content.subarray(offset, offset + target.length)),
+    async *extents(offset, length) {
+      if (length > 0) yield { offset, length, data: true }
+    },
+    [Symbol.asyncDispose]: async () => undefined,
+  }
+}
+
+/** Moves the staged files to their places. What went wrong is a status, which the writer answers in PostRestore. */
+async function place({ targets }: ComponentRestorePlan): Promise<FileRestoreStatus> {
+  let placed = 0
+  try {
+    for (const { staged, path } of targets) {
+      await rename(staged, path)
+      placed++
+    }
+    for (const directory of new Set(targets.map(({ path }) => dirname(path)))) {
+      await using handle = await open(directory)
+      await handle.sync()
+    }
+    return 'all'
+  } catch {
+    return placed === 0 ? 'none' : 'failed'
+  }
+}

@@ -1,0 +1,113 @@
+/**
+ * A requester's session: journal, watchdog, cleanup and events in one handle. Its disposal runs every undo step that is
+ * left, then says farewell to the watchdog, then closes the journal, which stays on disk if a step could not be run.
+ */
+import { mkdir } from 'node:fs/promises'
+import { join } from 'node:path'
+import { Cleanup, type UndoHandlers } from '../base/cleanup.ts'
+import type { Clock } from '../base/clock.ts'
+import { failure } from '../errors.ts'
+import type { ComponentRef } from '../vss/components.ts'
+import { fullPath } from '../vss/components.ts'
+import type { QuietDuringFreeze } from '../vss/windows.ts'
+import { EventStream } from './events.ts'
+import { tryLock } from './host-lock.ts'
+import { Journal, type JournalHeader, processMark } from './journal.ts'
+import { startWatchdog, type Watchdog } from './watchdog.ts'
+
+export interface SessionOptions {
+  readonly what: JournalHeader['what']
+  readonly stateDirectory: string
+  readonly uri: string
+  readonly handlers: UndoHandlers
+  readonly clock: Clock
+  /** The program of the watchdog for a journal; none in simulations. */
+  readonly watchdogCommand?: (journalPath: string) => readonly string[]
+  /** The caller's cancellation. */
+  readonly signal: AbortSignal
+}
+
+export class RequesterSession implements AsyncDisposable {
+  readonly id: string
+  readonly undo: Cleanup
+  readonly events: EventStream
+  readonly quiet: QuietDuringFreeze
+  readonly signal: AbortSignal
+  readonly #stateDirectory: string
+  readonly #abandoned: AbortController
+  readonly #journal: Journal
+  readonly #watchdog: Watchdog | undefined
+  readonly #locks: AsyncDisposable[] = []
+
+  private constructor(id: string, options: SessionOptions, journal: Journal, watchdog: Watchdog | undefined) {
+    this.id = id
+    this.#stateDirectory = options.stateDirectory
+    this.#journal = journal
+    this.#watchdog = watchdog
+    this.#abandoned = new AbortController()
+    this.signal = AbortSignal.any([options.signal, this.#abandoned.signal])
+    this.events = new EventStream(options.clock)
+    this.undo = new Cleanup(journal, options.handlers, { clock: options.clock })
+    const parts = [journal, this.events, ...(watchdog === undefined ? [] : [watchdog])]
+    this.quiet = {
+      hold: (windowMs) => {
+        for (const part of parts) part.hold(windowMs)
+      },
+      release: () => {
+        for (const part of parts) part.release()
+      },
+    }
+  }
+
+  static async open(options: SessionOptions): Promise<RequesterSession> {
+    const id = crypto.randomUUID()
+    const directory = journalDirectory(options.stateDirectory)
+    await mkdir(workDirectory(options.stateDirectory), { recursive: true, mode: 0o700 })
+    const journal = await Journal.create(directory, {
+      session: id,
+      what: options.what,
+      startedAt: new Date(options.clock.now()).toISOString(),
+      uri: options.uri,
+      process: processMark() ?? '',
+    })
+    try {
+      const command = options.watchdogCommand?.(journal.path)
+      const watchdog = command === undefined ? undefined : await startWatchdog({ command, clock: options.clock })
+      return new RequesterSession(id, options, journal, watchdog)
+    } catch (error) {
+      await journal[Symbol.asyncDispose]()
+      throw error
+    }
+  }
+
+  /** Ends the session for a reason found outside of any call. */
+  readonly abandon = (reason: Error): void => this.#abandoned.abort(reason)
+
+  /** Host-wide: one snapshot set in creation at a time (VSS_E_SNAPSHOT_SET_IN_PROGRESS). */
+  readonly lockSetCreation = async (): Promise<AsyncDisposable> => {
+    const lock = await tryLock(this.#stateDirectory, 'snapshot-set')
+    if (lock === undefined) throw failure('VSS_SNAPSHOT_SET_IN_PROGRESS')
+    return lock
+  }
+
+  /** A component belongs to one session at a time, until this session ends. */
+  async lockComponent(ref: ComponentRef, label: string): Promise<void> {
+    const lock = await tryLock(this.#stateDirectory, fullPath(ref))
+    if (lock === undefined)
+      throw failure('VM_BUSY', { vm: label, reason: 'another backup or restore of it is under way' })
+    this.#locks.push(lock)
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await using _locks = {
+      [Symbol.asyncDispose]: async () =>
+        void (await Promise.all(this.#locks.map((lock) => lock[Symbol.asyncDispose]()))),
+    }
+    await using _journal = this.#journal
+    await using _watchdog = this.#watchdog
+    await this.undo[Symbol.asyncDispose]()
+  }
+}
+
+export const journalDirectory = (stateDirectory: string): string => join(stateDirectory, 'journal')
+export const workDirectory = (stateDirectory: string): string => join(stateDirectory, 'work')
