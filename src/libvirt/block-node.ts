@@ -2,31 +2,8 @@
  * Block nodes for QEMU: from where an image is stored and what format it has, to BlockdevOptions. Pure.
  * Follows the "QEMU QMP Reference Manual", BlockdevOptions and its members for file, host_device, nbd and rbd.
  */
+import type { DiskStorage as ImageStorage, NbdStorage, RbdStorage } from '../vm/hypervisor.ts'
 import type { ImageFormat } from './disk-image.ts'
-
-export interface RbdStorage {
-  readonly pool: string
-  readonly image: string
-  readonly monitors: readonly { readonly host: string; readonly port: number }[]
-  readonly user?: string
-  readonly namespace?: string
-  readonly snapshot?: string
-  /** A ceph.conf; without it QEMU looks for the host's. */
-  readonly configFile?: string
-  /** A file with the user's key in base64. */
-  readonly keyFile?: string
-}
-
-export type NbdStorage = { readonly exportName: string } & (
-  | { readonly socketPath: string }
-  | { readonly host: string; readonly port: number }
-)
-
-export type ImageStorage =
-  | { readonly file: string }
-  | { readonly blockDevice: string }
-  | { readonly nbd: NbdStorage }
-  | { readonly rbd: RbdStorage }
 
 export type BlockNode = Readonly<Record<string, unknown>>
 
@@ -51,7 +28,7 @@ function storageNode(storage: ImageStorage, nodeName: string): BlockNode {
 
 function nbdNode(nbd: NbdStorage): BlockNode {
   const server =
-    'socketPath' in nbd
+    nbd.socketPath !== undefined
       ? { type: 'unix', path: nbd.socketPath }
       : { type: 'inet', host: nbd.host, port: String(nbd.port) }
   return { driver: 'nbd', server, export: nbd.exportName }

@@ -17,18 +17,14 @@ import { systemClock } from '../base/clock.ts'
 import type { Failure } from '../base/failure.ts'
 import { connectNbd, type NbdClientOptions, type NbdDevice } from '../disk/nbd-client.ts'
 import { failure } from '../errors.ts'
-import { type BlockNode, formatNode, type ImageStorage, keyObjects } from './block-node.ts'
+import type { DiskImage } from '../vm/hypervisor.ts'
+import { type BlockNode, formatNode, keyObjects } from './block-node.ts'
 import { backingChain, type ImageFormat } from './disk-image.ts'
 import { commandEnvironment, dyingWithParent, OutputTail } from './run-command.ts'
 
-export interface ImageNode {
-  readonly format: ImageFormat
-  readonly storage: ImageStorage
-}
-
 export interface ExportedDisk {
   readonly name: string
-  readonly image: ImageNode
+  readonly image: DiskImage
 }
 
 export interface DiskExportOptions {
@@ -92,7 +88,7 @@ export function daemonArguments(disks: readonly ExportedDisk[], socketPath: stri
   ]
 }
 
-async function checkBackingChain({ format, storage }: ImageNode): Promise<void> {
+async function checkBackingChain({ format, storage }: DiskImage): Promise<void> {
   const hasBackingFiles = format === 'qcow2' || format === 'qed' || format === 'vmdk'
   if (hasBackingFiles && 'file' in storage) await backingChain(storage.file, format)
 }

@@ -56,7 +56,7 @@ export const setMacs = (xml: string, macs: readonly (string | undefined)[]): str
   edit(xml, (root) => {
     for (const [index, nic] of nicsOf(root).entries()) {
       const mac = macs[index]
-      if (mac === undefined) remove(child(nic, 'mac'))
+      if (mac === undefined || mac === '') remove(child(nic, 'mac'))
       else ensureChild(nic, 'mac').setAttribute('address', mac)
     }
   })

@@ -66,7 +66,7 @@ export class LibvirtHypervisor implements Hypervisor {
     } catch (error) {
       if (!isFailure(error, 'VM_NOT_FOUND')) throw error
       const known = (await this.#domains.list()).map(({ name }) => name)
-      throw failure('VM_NOT_FOUND', { vm: nameOrUuid, known: known.length === 0 ? 'none' : known.join(', ') }, error)
+      throw failure('VM_NOT_FOUND', { vm: nameOrUuid, known: known.length === 0 ? ['none'] : known }, error)
     }
   }
 
@@ -96,6 +96,10 @@ export class LibvirtHypervisor implements Hypervisor {
 
   suspend(uuid: string): Promise<void> {
     return power.suspend(this.#domains, uuid)
+  }
+
+  resumeAfterIoError(uuid: string): Promise<boolean> {
+    return power.resumeAfterIoError(this.#domains, uuid)
   }
 
   start(uuid: string): Promise<void> {

@@ -11,7 +11,7 @@ import type { DomainCalls } from './domain-calls.ts'
 import { setDiskImage } from './domain-edit.ts'
 import { readDomain } from './domain-xml.ts'
 import { isFailure } from './libvirt-errors.ts'
-import { domainStates, saveFlags, xmlFlags } from './protocol.ts'
+import { domainStates, pausedByIoError, saveFlags, xmlFlags } from './protocol.ts'
 
 /** libvirt's number as our word. A guest that suspended itself to RAM counts as running: its owner did not pause it. */
 export function powerOf(state: number, hasManagedSave: boolean): PowerState {
@@ -90,6 +90,13 @@ export async function resume(domains: DomainCalls, uuid: string): Promise<void> 
   if (before === 'running') return
   if (before !== 'paused') throw wrongState(domains, uuid, before, 'only a paused VM can be resumed')
   await domains.resume(uuid)
+}
+
+export async function resumeAfterIoError(domains: DomainCalls, uuid: string): Promise<boolean> {
+  const { state, reason } = await domains.state(uuid)
+  if (state !== domainStates.paused || reason !== pausedByIoError) return false
+  await domains.resume(uuid)
+  return true
 }
 
 export async function suspend(domains: DomainCalls, uuid: string): Promise<void> {

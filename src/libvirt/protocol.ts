@@ -108,6 +108,9 @@ export const domainStates = {
 /** virDomainShutoffReason VIR_DOMAIN_SHUTOFF_SHUTDOWN: the guest ended by itself. */
 export const shutOffByGuest = 1
 
+/** virDomainPausedReason VIR_DOMAIN_PAUSED_IOERROR: a disk of the VM met an error, mostly a full file system. */
+export const pausedByIoError = 5
+
 export const xmlFlags = { secure: 1, inactive: 2 } as const
 export const saveFlags = { running: 2, paused: 4 } as const
 export const snapshotFlags = { noMetadata: 4, diskOnly: 16, reuseExisting: 32, atomic: 128 } as const

@@ -60,7 +60,7 @@ export async function planRestore(
     new TextDecoder().decode(await point.readDocument('backup-components.xml')),
   )
   const all = document.writers.flatMap(({ components }) => components)
-  const labelOf = ({ component, metadata }: BackedUpComponent) => String(metadata['name'] ?? component.name)
+  const labelOf = ({ component, metadata }: BackedUpComponent) => String(metadata.name ?? component.name)
   const unknown = names.filter((name) => !all.some((one) => labelOf(one) === name || one.component.name === name))
   if (unknown.length > 0) throw failure('VM_NOT_FOUND', { vm: unknown.join(', '), known: all.map(labelOf).join(', ') })
   const stored =

@@ -14,26 +14,29 @@ export interface DiskImage {
   readonly storage: DiskStorage
 }
 
+export type NbdStorage = { readonly exportName: string } & (
+  | { readonly socketPath: string; readonly host?: undefined; readonly port?: undefined }
+  | { readonly socketPath?: undefined; readonly host: string; readonly port: number }
+)
+
+export interface RbdStorage {
+  readonly pool: string
+  readonly image: string
+  readonly monitors: readonly { readonly host: string; readonly port: number }[]
+  readonly user?: string
+  readonly namespace?: string
+  readonly snapshot?: string
+  /** A ceph.conf; without it QEMU looks for the host's. */
+  readonly configFile?: string
+  /** A file with the user's key in base64. */
+  readonly keyFile?: string
+}
+
 export type DiskStorage =
   | { readonly file: string }
   | { readonly blockDevice: string }
-  | {
-      readonly nbd: {
-        readonly socketPath?: string
-        readonly host?: string
-        readonly port?: number
-        readonly exportName: string
-      }
-    }
-  | {
-      readonly rbd: {
-        readonly pool: string
-        readonly image: string
-        readonly monitors: readonly { readonly host: string; readonly port: number }[]
-        readonly user?: string
-        readonly configFile?: string
-      }
-    }
+  | { readonly nbd: NbdStorage }
+  | { readonly rbd: RbdStorage }
 
 /** One disk of a VM as the hypervisor describes it. */
 export interface VirtualDisk {

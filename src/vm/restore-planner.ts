@@ -98,8 +98,8 @@ function readStoredVm({ metadata, streams, documents, component }: StoredCompone
         throw failure('VM_NOT_RESTORED', { vm: component.name, reason: `the recovery point has no disk ${name}` })
       return { target: name, location, sizeBytes, ...(format === undefined ? {} : { format }) }
     }),
-    ...(nvram === undefined || documents['nvram'] === undefined ? {} : { nvram }),
-    ...(streams['memory'] === undefined ? {} : { memoryBytes: streams['memory'] }),
+    ...(nvram === undefined || documents.nvram === undefined ? {} : { nvram }),
+    ...(streams.memory === undefined ? {} : { memoryBytes: streams.memory }),
   }
 }
 

@@ -71,7 +71,7 @@ export class HypervisorScene implements AsyncDisposable {
   /** The VM that is off. */
   readonly off: VmFacts
   readonly targets: readonly [string, string]
-  readonly #overlays: { uuid: string; overlay: OverlayInPlace }[] = []
+  #overlays: { uuid: string; overlay: OverlayInPlace }[] = []
   readonly #files: string[] = []
 
   constructor(world: HypervisorContractWorld, running: VmFacts, off: VmFacts) {
@@ -126,7 +126,10 @@ export class HypervisorScene implements AsyncDisposable {
   }
 
   async merge(overlays: readonly OverlayInPlace[], uuid = this.running.uuid): Promise<void> {
-    for (const overlay of overlays) await this.hypervisor.mergeOverlay(uuid, overlay)
+    for (const overlay of overlays) {
+      await this.hypervisor.mergeOverlay(uuid, overlay)
+      this.#overlays = this.#overlays.filter((placed) => placed.overlay !== overlay)
+    }
   }
 
   /** Writes something unmistakable from inside the running VM. */

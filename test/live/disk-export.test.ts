@@ -12,7 +12,7 @@ import { describe, it } from 'node:test'
 import { setTimeout } from 'node:timers/promises'
 import type { BlockSink, BlockSource } from '../../src/disk/block-device.ts'
 import { connectNbd, type NbdDevice } from '../../src/disk/nbd-client.ts'
-import { exportDisks, type ImageNode } from '../../src/libvirt/disk-export.ts'
+import { exportDisks } from '../../src/libvirt/disk-export.ts'
 import {
   backingChain,
   commitImage,
@@ -21,6 +21,7 @@ import {
   type ImageFormat,
   imageInfo,
 } from '../../src/libvirt/disk-image.ts'
+import type { DiskImage } from '../../src/vm/hypervisor.ts'
 import { blockDeviceContract, blockSinkContract, failsAt } from '../contract/block-device.contract.ts'
 
 const mebibyte = 1024 * 1024
@@ -36,12 +37,13 @@ async function openDirectory(): Promise<AsyncDisposable & { path: string }> {
 
 /** The device with its disposal extended to what it stands on. */
 function standingOn<Device extends NbdDevice>(device: Device, stack: AsyncDisposableStack): Device {
-  stack.use({ [Symbol.asyncDispose]: device[Symbol.asyncDispose].bind(device) })
+  const close = device[Symbol.asyncDispose].bind(device)
+  stack.defer(close)
   device[Symbol.asyncDispose] = () => stack.disposeAsync()
   return device
 }
 
-async function openDisk(image: ImageNode, directory: string, writable: boolean, below?: AsyncDisposableStack) {
+async function openDisk(image: DiskImage, directory: string, writable: boolean, below?: AsyncDisposableStack) {
   await using stack = new AsyncDisposableStack()
   if (below !== undefined) stack.use(below)
   const served = stack.use(await exportDisks([{ name: 'disk', image }], { directory, writable }))
@@ -54,8 +56,8 @@ async function fillImage(
   format: ImageFormat,
   content: Uint8Array,
   directory: string,
-): Promise<ImageNode> {
-  const image: ImageNode = { format, storage: { file: path } }
+): Promise<DiskImage> {
+  const image: DiskImage = { format, storage: { file: path } }
   await createImage(path, format, content.length)
   await using disk = await openDisk(image, directory, true)
   for (let at = 0; at < content.length; at += mebibyte) {
@@ -96,7 +98,7 @@ async function openNbdkit(size: number, ...args: string[]): Promise<NbdDevice> {
   await using stack = new AsyncDisposableStack()
   const directory = stack.use(await openDirectory()).path
   const socketPath = join(directory, 's')
-  const server = spawn('nbdkit', ['-f', '-U', socketPath, ...args, 'memory', String(size)], { stdio: 'ignore' })
+  const server = spawn('nbdkit', ['-f', '-U', socketPath, 'memory', String(size), ...args], { stdio: 'ignore' })
   const gone = new Promise((resolve) => server.on('exit', resolve))
   stack.defer(async () => {
     server.kill()
@@ -202,8 +204,8 @@ describe('exportDisks', { skip }, () => {
 
   it("says QEMU's reason when an image cannot be opened", async () => {
     await using directory = await openDirectory()
-    const open = (image: ImageNode) => exportDisks([{ name: 'vda', image }], { directory: directory.path })
-    const nowhere: ImageNode = { format: 'raw', storage: { file: join(directory.path, 'none') } }
+    const open = (image: DiskImage) => exportDisks([{ name: 'vda', image }], { directory: directory.path })
+    const nowhere: DiskImage = { format: 'raw', storage: { file: join(directory.path, 'none') } }
     await assert.rejects(open(nowhere), { code: 'DISK_EXPORT_FAILED', message: /vda.*No such file/ })
     const file = join(directory.path, 'text')
     await writeFile(file, 'x'.repeat(4096))
@@ -288,7 +290,7 @@ describe('images and their locks', { skip }, () => {
     const content = randomBytes(4 * mebibyte)
     const base = await fillImage(basePath, baseFormat, content, directory)
     await createOverlay(overlayPath, basePath, baseFormat)
-    const overlay: ImageNode = { format: 'qcow2', storage: { file: overlayPath } }
+    const overlay: DiskImage = { format: 'qcow2', storage: { file: overlayPath } }
     return { directory, basePath, overlayPath, content, base, overlay }
   }
 
