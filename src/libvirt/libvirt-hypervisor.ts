@@ -15,8 +15,12 @@ import * as power from './power.ts'
 import { libvirtCodes, procedures, undefineFlags } from './protocol.ts'
 import { vmFacts } from './vm-facts.ts'
 
-export async function connectHypervisor(uri: string): Promise<LibvirtHypervisor> {
-  return new LibvirtHypervisor(await connectLibvirt(uri))
+/** Disposal disconnects. */
+export async function connectHypervisor(
+  uri: string,
+  options: { readonly guestLimits?: Partial<GuestLimits> } = {},
+): Promise<LibvirtHypervisor> {
+  return new LibvirtHypervisor(await connectLibvirt(uri), options.guestLimits)
 }
 
 export class LibvirtHypervisor implements Hypervisor {
@@ -25,8 +29,11 @@ export class LibvirtHypervisor implements Hypervisor {
   readonly #guests = new Map<string, GuestAgent>()
   readonly #prepared = new Map<string, PreparedOverlays>()
 
-  constructor(connection: LibvirtConnection) {
+  readonly #guestLimits: Partial<GuestLimits>
+
+  constructor(connection: LibvirtConnection, guestLimits: Partial<GuestLimits> = {}) {
     this.connection = connection
+    this.#guestLimits = guestLimits
     this.#domains = new DomainCalls(connection)
   }
 
@@ -75,9 +82,8 @@ export class LibvirtHypervisor implements Hypervisor {
   }
 
   /** The same object for the same VM: it remembers freezes whose end it has not seen. */
-  guest(uuid: string, limits?: Partial<GuestLimits>): GuestAgent {
-    const known = limits === undefined ? this.#guests.get(uuid) : undefined
-    const guest = known ?? new GuestAgent(this.#domains, uuid, limits)
+  guest(uuid: string): GuestAgent {
+    const guest = this.#guests.get(uuid) ?? new GuestAgent(this.#domains, uuid, this.#guestLimits)
     this.#guests.set(uuid, guest)
     return guest
   }

@@ -6,13 +6,13 @@
 import { existsSync } from 'node:fs'
 import { statfs } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
-import { settleAll, withDeadline } from '../base/async.ts'
+import { mapLimit, settleAll, withDeadline } from '../base/async.ts'
 import type { Json, UndoStep } from '../base/cleanup.ts'
 import { type Clock, systemClock } from '../base/clock.ts'
 import { describeError } from '../base/failure.ts'
 import type { BlockSource } from '../disk/block-device.ts'
 import { failure } from '../errors.ts'
-import type { DiskImage, Hypervisor, OverlayInPlace } from '../vm/hypervisor.ts'
+import type { DiskImage, Hypervisor, OverlayInPlace, OverlayPlan } from '../vm/hypervisor.ts'
 import type { Instant, Provider, ProviderSession, ShadowCopy, Volume } from '../vss/provider.ts'
 
 /** Opens images of one VM for reading; disposal ends the reader, without which an overlay can not be merged. */
@@ -38,6 +38,7 @@ interface PreparedDisk {
 }
 
 const spaceCheckMs = 1000
+const preparedAtOnce = 8
 
 export class OverlayProvider implements Provider {
   readonly id = 'a7e2c0de-51f0-4d7b-9c55-2f6f1a0b7e01'
@@ -81,6 +82,10 @@ export class OverlayProvider implements Provider {
       }
       disk.step = await session.undo.defer(record)
     }
+    const vms = [...new Set(this.#disks.map(({ vm }) => vm))]
+    await mapLimit(vms, preparedAtOnce, (vm) =>
+      this.#options.hypervisor.prepareOverlays(vm, this.#plansOf(vm, this.#disks)),
+    )
   }
 
   async preCommitSnapshots(): Promise<void> {
@@ -92,11 +97,9 @@ export class OverlayProvider implements Provider {
     const vms = [...new Set(disks.map(({ vm }) => vm))]
     const commits = settleAll(vms, async (vm) => {
       const mine = disks.filter((disk) => disk.vm === vm)
+      const plans = this.#plansOf(vm, disks)
       const beganMs = this.#clock.monotonicMs()
-      await this.#options.hypervisor.createOverlays(
-        vm,
-        mine.map(({ overlay: { target, overlay } }) => ({ target, overlay })),
-      )
+      await this.#options.hypervisor.createOverlays(vm, plans)
       const endedMs = this.#clock.monotonicMs()
       session.emit({
         event: 'Commit',
@@ -153,6 +156,10 @@ export class OverlayProvider implements Provider {
     const errors = settled.flatMap(({ outcome }) => (outcome.ok ? [] : [describeError(outcome.error)]))
     if (errors.length > 0) throw failure('CLEANUP_INCOMPLETE', { steps: errors })
     this.#disks = []
+  }
+
+  #plansOf(vm: string, disks: readonly PreparedDisk[]): OverlayPlan[] {
+    return disks.filter((disk) => disk.vm === vm).map(({ overlay: { target, overlay } }) => ({ target, overlay }))
   }
 
   /** Beside the disk, where there is room for what the disk may become; elsewhere for disks that are not files. */

@@ -150,6 +150,8 @@ export interface Hypervisor extends AsyncDisposable {
   /** Puts a paused or running VM into the hypervisor's own saved state; the next start leads to `next`. */
   keepSaved(uuid: string, next: 'running' | 'paused'): Promise<void>
 
+  /** Makes `createOverlays` with the same plans a single short call. Takes its time; changes no VM. */
+  prepareOverlays(uuid: string, overlays: readonly OverlayPlan[]): Promise<void>
   /**
    * The instant: one transaction over all disks named, all or none, for a VM that is running, paused or off.
    * Disks not named stay untouched.

@@ -41,6 +41,8 @@ export interface MethodRun {
   postSnapshot(): Promise<void>
   /** Idempotent; whatever prepareForSnapshot and freeze did is taken back. */
   abort(): Promise<void>
+  /** After everything: what may fail without harm to the backup. */
+  complete?(): Promise<void>
   outcome(): MethodOutcome
 }
 

@@ -44,6 +44,8 @@ export interface RestoreSurroundings {
 export interface VmRestorePlan {
   readonly uuid: string
   readonly name: string
+  /** The VM that makes way; never set for a copy. */
+  readonly former?: VmFacts
   readonly edit: ConfigurationEdit
   readonly targets: readonly RestoreTarget[]
   /** Present files that make way: kept under `aside` until the restore has succeeded. */
@@ -118,6 +120,7 @@ export function planVmRestore(vm: StoredVm, request: RestoreRequest, here: Resto
     asides,
     links,
     needsUnconnected,
+    ...(former === undefined ? {} : { former }),
     steps,
     warnings,
     obstacles,

@@ -46,7 +46,6 @@ export class VmRestorePlanner implements RestorePlanner {
     const plan = planVmRestore(vm, request, here)
     this.#restore.add(stored.component, {
       plan,
-      former: here.former,
       configuration,
       power: vm.power,
       start: request.start,

@@ -9,12 +9,11 @@ import type { Json, JsonObject, UndoRecord, UndoStep } from '../base/cleanup.ts'
 import { invariant } from '../base/failure.ts'
 import type { ComponentRef } from '../vss/components.ts'
 import type { RestoreSession } from '../vss/writer.ts'
-import type { ConfigurationEditor, Hypervisor, PowerState, VmFacts } from './hypervisor.ts'
+import type { ConfigurationEditor, Hypervisor, PowerState } from './hypervisor.ts'
 import { unconnectedNetwork, type VmRestorePlan } from './restore-plan.ts'
 
 interface Planned {
   readonly plan: VmRestorePlan
-  readonly former: VmFacts | undefined
   readonly configuration: string
   /** The power state when it was backed up, for a VM whose memory comes back. */
   readonly power: string
@@ -39,8 +38,9 @@ export class VmRestore {
 
   async preRestore(component: ComponentRef, { undo, emit }: RestoreSession): Promise<void> {
     const planned = this.#of(component)
-    const { plan, former } = planned
-    planned.step = await undo.defer(takeBackRecord(plan, former))
+    const { plan } = planned
+    const { former } = plan
+    planned.step = await undo.defer(takeBackRecord(plan))
     if (former !== undefined) {
       await this.#hypervisor.turnOff(former.uuid)
       emit({ event: 'VM', vm: plan.name, detail: 'former VM turned off' })
@@ -73,7 +73,7 @@ export class VmRestore {
   }
 }
 
-function takeBackRecord(plan: VmRestorePlan, former: VmFacts | undefined): UndoRecord {
+function takeBackRecord({ former, ...plan }: VmRestorePlan): UndoRecord {
   const asideOf = (path: string) => plan.asides.find((one) => one.path === path)?.aside ?? null
   const place = (path: string): JsonObject => ({ path, aside: asideOf(path) })
   return {

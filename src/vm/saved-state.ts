@@ -8,6 +8,7 @@ import { existsSync } from 'node:fs'
 import { rename, rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { UndoStep } from '../base/cleanup.ts'
+import { describeError } from '../base/failure.ts'
 import type { Hypervisor } from './hypervisor.ts'
 import type { MethodContext, MethodRun } from './method-run.ts'
 
@@ -38,19 +39,24 @@ export function savedState(context: MethodContext): MethodRun {
       tell(`saved -> ${facts.power}`)
       if (step !== undefined) undo.forget(step)
       step = undefined
-      // Its clock stood still. An agent that does not answer leaves that to the guest's own time service.
-      if (facts.power === 'running' && facts.agent === 'connected') {
-        await hypervisor
-          .guest(facts.uuid)
-          .syncClock()
-          .catch(() => tell('the guest clock could not be set'))
-      }
     },
 
     async abort() {
       if (step === undefined) return
       await undo.run(step)
       step = undefined
+    },
+
+    /** Its clock stood still. An agent that does not answer leaves that to the guest's own time service. */
+    async complete() {
+      if (facts.power !== 'running' || facts.agent !== 'connected') return
+      await hypervisor
+        .guest(facts.uuid)
+        .syncClock()
+        .then(
+          () => tell('guest clock set'),
+          (error) => tell(`the guest clock could not be set: ${describeError(error)}`),
+        )
     },
 
     outcome: () => ({

@@ -126,8 +126,8 @@ export class VmWriter implements Writer {
     })
   }
 
-  onBackupComplete(): Promise<readonly Veto[]> {
-    return Promise.resolve([])
+  onBackupComplete(session: WriterSession): Promise<readonly Veto[]> {
+    return this.#forEachVm(session, async ({ run }) => run.complete?.())
   }
 
   async onBackupShutdown(): Promise<void> {

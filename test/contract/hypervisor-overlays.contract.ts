@@ -3,7 +3,7 @@
  * whatever state a crash left.
  */
 import assert from 'node:assert/strict'
-import type { DiskImage } from '../../src/vm/hypervisor.ts'
+import type { DiskImage, OverlayInPlace } from '../../src/vm/hypervisor.ts'
 import type { ContractTest } from './hypervisor.contract.ts'
 import { type HypervisorScene, rejectsWith } from './hypervisor-scene.ts'
 
@@ -84,6 +84,39 @@ function creationTests(contractTest: ContractTest): void {
     await rejectsWith(scene.hypervisor.createOverlays(scene.running.uuid, plans))
     await scene.isWhereItWas()
     assert.equal(await scene.world.fileExists(free), false)
+  })
+
+  contractTest('prepared overlays change no VM; createOverlays with the same plans puts them on', async (scene) => {
+    const { hypervisor, running } = scene
+    const plans = scene.targets.map((target) => ({ target, overlay: scene.path(`prepared-${target}`) }))
+    await hypervisor.prepareOverlays(running.uuid, plans)
+    await scene.isWhereItWas()
+    assert.equal(await scene.power(), 'running')
+    const before = await scene.mark()
+    const overlays = await scene.overlay(scene.targets, running.uuid, plans)
+    const after = await scene.mark()
+    const [placed] = overlays
+    assert.ok(placed !== undefined)
+    assert.deepEqual(
+      [await scene.contains(placed.base, before), await scene.contains(placed.base, after)],
+      [true, false],
+    )
+    await scene.merge(overlays)
+    await scene.isWhereItWas()
+  })
+
+  contractTest('prepareOverlays refuses a path that exists, all or none', async (scene) => {
+    const [first, second] = scene.targets
+    const free = scene.path('free')
+    const taken = scene.path('taken')
+    await scene.world.createFile(taken)
+    const plans = [
+      { target: first, overlay: free },
+      { target: second, overlay: taken },
+    ]
+    await rejectsWith(scene.hypervisor.prepareOverlays(scene.running.uuid, plans))
+    assert.deepEqual([await scene.world.fileExists(free), await scene.world.fileExists(taken)], [false, true])
+    await scene.isWhereItWas()
   })
 
   contractTest('all disks at one instant, while a workload writes to both', async (scene, t) => {
@@ -198,6 +231,17 @@ function crashTests(contractTest: ContractTest): void {
     await scene.world.strayOverlay(stray.overlay, stray.base)
     await scene.merge([stray])
     assert.equal(await scene.world.fileExists(stray.overlay), false)
+    await scene.isWhereItWas()
+  })
+
+  contractTest('overlays that were prepared and never put on are removed', async (scene) => {
+    const overlays: OverlayInPlace[] = []
+    for (const target of scene.targets)
+      overlays.push({ target, overlay: scene.path(`prepared-${target}`), base: await scene.image(target) })
+    const plans = overlays.map(({ target, overlay }) => ({ target, overlay }))
+    await scene.hypervisor.prepareOverlays(scene.running.uuid, plans)
+    await scene.merge(overlays)
+    for (const { overlay } of overlays) assert.equal(await scene.world.fileExists(overlay), false)
     await scene.isWhereItWas()
   })
 

@@ -5,7 +5,14 @@
 import assert from 'node:assert/strict'
 import { setTimeout } from 'node:timers/promises'
 import { Failure } from '../../src/base/failure.ts'
-import type { DiskImage, Hypervisor, OverlayInPlace, PowerState, VmFacts } from '../../src/vm/hypervisor.ts'
+import type {
+  DiskImage,
+  Hypervisor,
+  OverlayInPlace,
+  OverlayPlan,
+  PowerState,
+  VmFacts,
+} from '../../src/vm/hypervisor.ts'
 
 export interface HypervisorContractWorld extends AsyncDisposable {
   readonly hypervisor: Hypervisor
@@ -113,15 +120,15 @@ export class HypervisorScene implements AsyncDisposable {
   }
 
   /** Overlays on these disks in one transaction, to be merged at the end whatever happens. */
-  async overlay(targets: readonly string[] = this.targets, uuid = this.running.uuid): Promise<OverlayInPlace[]> {
+  async overlay(
+    targets: readonly string[] = this.targets,
+    uuid = this.running.uuid,
+    plans: readonly OverlayPlan[] = targets.map((target) => ({ target, overlay: this.path(`overlay-${target}`) })),
+  ): Promise<OverlayInPlace[]> {
     const overlays: OverlayInPlace[] = []
-    for (const target of targets)
-      overlays.push({ target, overlay: this.path(`overlay-${target}`), base: await this.image(target, uuid) })
+    for (const plan of plans) overlays.push({ ...plan, base: await this.image(plan.target, uuid) })
     this.#overlays.push(...overlays.map((overlay) => ({ uuid, overlay })))
-    await this.hypervisor.createOverlays(
-      uuid,
-      overlays.map(({ target, overlay }) => ({ target, overlay })),
-    )
+    await this.hypervisor.createOverlays(uuid, plans)
     return overlays
   }
 

@@ -108,6 +108,15 @@ export class HostFiles {
     return new SimDisk(chain, (bytes) => this.reserve(bytes))
   }
 
+  /** Undefined when a layer is missing. */
+  findDisk(image: DiskImage): SimDisk | undefined {
+    try {
+      return this.disk(image)
+    } catch {
+      return undefined
+    }
+  }
+
   /** Any file of bytes is a raw disk, if somebody says so. */
   #asLayer(key: string, format: DiskImage['format']): SimFile | undefined {
     const file = this.#files.get(key)

@@ -37,7 +37,7 @@ function agentOf(world: SimWorld, vm: SimVm, configured: boolean): VmFacts['agen
 function diskFacts(world: SimWorld, disk: ConfiguredDisk): VirtualDisk {
   const key = disk.image === undefined ? '' : storageKey(disk.image.storage)
   const nbd = disk.image !== undefined && 'nbd' in disk.image.storage ? disk.image.storage.nbd : undefined
-  const chain = disk.image !== undefined && world.files.has(key) ? world.files.disk(disk.image) : undefined
+  const chain = disk.image === undefined ? undefined : world.files.findDisk(disk.image)
   return {
     ...disk,
     location: nbd === undefined ? key : `nbd:${nbd.exportName}`,

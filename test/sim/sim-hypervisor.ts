@@ -17,13 +17,15 @@ import { readConfiguration, withDiskImage } from './sim-configuration.ts'
 import { sameImage } from './sim-disk.ts'
 import { factsOf } from './sim-facts.ts'
 import type { SimGuest } from './sim-guest.ts'
-import { createOverlays, mergeOverlay } from './sim-overlays.ts'
+import { dropOverlays, makeOverlays, mergeOverlay, putOverlaysOn } from './sim-overlays.ts'
 import { bringUp, halt, letRun, nameOf, powerOf, refused, type SimVm, stateOf, takeDown } from './sim-vm.ts'
 import type { SimWorld } from './sim-world.ts'
 
 export class SimHypervisor implements Hypervisor {
   readonly uri = 'sim:///system'
   readonly #world: SimWorld
+  /** Overlay files made by this connection that are on no disk yet. */
+  readonly #prepared = new Map<string, readonly OverlayPlan[]>()
   #open = true
 
   constructor(world: SimWorld) {
@@ -134,19 +136,28 @@ export class SimHypervisor implements Hypervisor {
     takeDown(this.#world, vm)
   }
 
+  async prepareOverlays(uuid: string, overlays: readonly OverlayPlan[]): Promise<void> {
+    await this.#call()
+    const vm = this.#forSnapshot(uuid)
+    this.#forgetPrepared(uuid)
+    fits('snapshot', () => makeOverlays(this.#world, vm, overlays))
+    this.#prepared.set(uuid, overlays)
+  }
+
   async createOverlays(uuid: string, overlays: readonly OverlayPlan[]): Promise<void> {
     await this.#call()
-    const vm = this.#change(uuid)
-    if (vm.managedSave !== undefined && vm.live === undefined)
-      throw wrongState(vm, 'its disks belong to the saved state')
-    fits('snapshot', () => createOverlays(this.#world, vm, overlays))
+    const vm = this.#forSnapshot(uuid)
+    if (!samePlans(this.#prepared.get(uuid) ?? [], overlays)) {
+      this.#forgetPrepared(uuid)
+      fits('snapshot', () => makeOverlays(this.#world, vm, overlays))
+    }
+    this.#prepared.delete(uuid)
+    putOverlaysOn(this.#world, vm, overlays)
   }
 
   async mergeOverlay(uuid: string, overlay: OverlayInPlace): Promise<void> {
     await this.#call()
     const vm = this.#change(uuid)
-    if (vm.managedSave !== undefined && vm.live === undefined)
-      throw wrongState(vm, 'its disks belong to the saved state')
     fits('block commit', () => mergeOverlay(this.#world, vm, overlay))
   }
 
@@ -188,7 +199,19 @@ export class SimHypervisor implements Hypervisor {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
+    for (const uuid of [...this.#prepared.keys()]) this.#forgetPrepared(uuid)
     this.#open = false
+  }
+
+  #forgetPrepared(uuid: string): void {
+    dropOverlays(this.#world, this.#prepared.get(uuid) ?? [])
+    this.#prepared.delete(uuid)
+  }
+
+  #forSnapshot(uuid: string): SimVm {
+    const vm = this.#change(uuid)
+    if (powerOf(vm) === 'saved') throw wrongState(vm, 'its memory would go on with the disks beneath')
+    return vm
   }
 
   async #call(): Promise<void> {
@@ -223,6 +246,10 @@ function onPresentDisks(saved: string, vm: SimVm | undefined): string {
     return withDiskImage(xml, target, now)
   }, saved)
 }
+
+const samePlans = (one: readonly OverlayPlan[], other: readonly OverlayPlan[]): boolean =>
+  one.length === other.length &&
+  one.every((plan) => other.some(({ target, overlay }) => target === plan.target && overlay === plan.overlay))
 
 const newVm = (uuid: string, configuration: string, persistent: boolean): SimVm => ({
   uuid,

@@ -1,5 +1,5 @@
 /**
- * Overlays of the simulated hypervisor: put on all or none, taken off one by one, shallow and idempotent.
+ * Overlays of the simulated hypervisor: made before, put on all or none, taken off one by one, shallow and idempotent.
  */
 import { failure } from '../../src/errors.ts'
 import type { DiskImage, OverlayInPlace, OverlayPlan } from '../../src/vm/hypervisor.ts'
@@ -10,21 +10,38 @@ import type { SimWorld } from './sim-world.ts'
 
 const overlayImage = (overlay: string): DiskImage => ({ format: 'qcow2', storage: { file: overlay } })
 
-/** Throws NoSpaceError, or a refusal, and nothing has changed. */
-export function createOverlays(world: SimWorld, vm: SimVm, plans: readonly OverlayPlan[]): void {
-  const bases = plans.map((plan) => baseFor(world, vm, plan))
-  for (const paths of [plans.map(({ overlay }) => overlay), plans.map(({ target }) => target)])
-    if (new Set(paths).size < paths.length) throw refused('snapshot', `named twice: ${paths.join(', ')}`)
-  const made: string[] = []
+/** Makes the overlay files, all or none; throws NoSpaceError or a refusal. Changes no VM. */
+export function makeOverlays(world: SimWorld, vm: SimVm, plans: readonly OverlayPlan[]): void {
+  const bases = plans.map((plan) => baseFor(vm, plan))
+  for (const names of [plans.map(({ overlay }) => overlay), plans.map(({ target }) => target)])
+    if (new Set(names).size < names.length) throw refused('snapshot', `named twice: ${names.join(', ')}`)
+  for (const { target, overlay } of plans)
+    if (world.files.has(overlay))
+      throw refused('snapshot', `disk ${target}: external snapshot file ${overlay} already exists`)
   try {
     for (const [index, { overlay }] of plans.entries()) {
       const base = bases[index] as DiskImage
       world.files.createImage(overlayImage(overlay), world.files.disk(base).sizeBytes, base)
-      made.push(overlay)
     }
   } catch (error) {
-    for (const path of made) world.files.remove(path)
+    dropOverlays(world, plans)
     throw error
+  }
+}
+
+/** Deletes overlay files that are on no disk. */
+export function dropOverlays(world: SimWorld, plans: readonly OverlayPlan[]): void {
+  for (const { overlay } of plans) world.files.remove(overlay)
+}
+
+/** The instant: all disks named lie on their overlays, which have been made; or nothing has changed, and they are gone. */
+export function putOverlaysOn(world: SimWorld, vm: SimVm, plans: readonly OverlayPlan[]): void {
+  for (const plan of plans) {
+    const file = world.files.get(plan.overlay)
+    const beneath = file instanceof SimLayer ? file.backing : undefined
+    if (beneath !== undefined && sameImage(beneath, baseFor(vm, plan))) continue
+    dropOverlays(world, plans)
+    throw refused('snapshot', `${plan.overlay} is no overlay of disk ${plan.target} as it is now`)
   }
   for (const { target, overlay } of plans) {
     vm.beneath.set(overlay, diskText(vm.configuration, target))
@@ -32,13 +49,12 @@ export function createOverlays(world: SimWorld, vm: SimVm, plans: readonly Overl
   }
 }
 
-function baseFor(world: SimWorld, vm: SimVm, { target, overlay }: OverlayPlan): DiskImage {
+function baseFor(vm: SimVm, { target }: OverlayPlan): DiskImage {
   const disk: ConfiguredDisk | undefined = topImage(vm, target)
   const refuse = (reason: string) => refused('snapshot', `disk ${target}: ${reason}`)
   if (disk === undefined) throw refuse('there is no such disk')
   if (disk.image === undefined || disk.device !== 'disk') throw refuse(`${disk.device} is not supported`)
   if (disk.readOnly || disk.shareable) throw refuse('read-only and shared disks are not supported')
-  if (world.files.has(overlay)) throw refuse(`external snapshot file ${overlay} already exists`)
   return disk.image
 }
 
@@ -57,7 +73,7 @@ export function mergeOverlay(world: SimWorld, vm: SimVm, { target, overlay, base
     throw refuse(`beneath it lies ${beneath === undefined ? 'nothing' : storageKey(beneath.storage)}`)
   const key = storageKey(base.storage)
   if (world.readersOf(key, vm.uuid).length > 0)
-    throw refused('block commit', `Failed to get "write" lock: is another process using the image [${key}]?`)
+    throw refuse(`Failed to get "write" lock: is another process using the image [${key}]?`)
   disk.mergeDown()
   const before = vm.beneath.get(overlay)
   changeDisk(vm, target, (xml) =>
@@ -78,10 +94,12 @@ function dropUnused(world: SimWorld, overlay: string, base: DiskImage, refuse: (
   world.files.remove(overlay)
 }
 
-/** In what runs, and in what will run next when both name the same disk. */
+/** In what runs or is saved, and in what will run next when both name the same disk. */
 function changeDisk(vm: SimVm, target: string, change: (xml: string) => string): void {
-  const live = vm.live
-  const same = live === undefined || diskText(live.configuration, target) === diskText(vm.configuration, target)
-  if (live !== undefined) live.configuration = change(live.configuration)
-  if (same) vm.configuration = change(vm.configuration)
+  const before = diskText(vm.configuration, target)
+  const now = vm.live ?? vm.managedSave
+  if (now === undefined || diskText(now.configuration, target) === before) vm.configuration = change(vm.configuration)
+  if (vm.live !== undefined) vm.live.configuration = change(vm.live.configuration)
+  if (vm.managedSave !== undefined && diskText(vm.managedSave.configuration, target) === before)
+    vm.managedSave = { ...vm.managedSave, configuration: change(vm.managedSave.configuration) }
 }

@@ -7,6 +7,7 @@ import type { BlockSource } from '../../src/disk/block-device.ts'
 import { clusterBytes } from './sim-disk.ts'
 
 export const recordBytes = 64
+const nothing = new Uint8Array(recordBytes)
 
 export interface LogArea {
   readonly offset: number
@@ -40,7 +41,7 @@ export function readLog(bytes: Uint8Array): LogContent {
   let torn = 0
   for (let at = 0; at + recordBytes <= bytes.length; at += recordBytes) {
     const record = bytes.subarray(at, at + recordBytes)
-    if (record.every((byte) => byte === 0)) continue
+    if (Buffer.compare(record, nothing) === 0) continue
     const sequence = at / recordBytes + 1
     const type = (['W', 'Q'] as const).find((each) => Buffer.compare(encodeRecord(sequence, each), record) === 0)
     if (type === undefined || sequence !== last + 1) torn++

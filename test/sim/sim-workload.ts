@@ -98,16 +98,19 @@ export class SimWorkload {
     return this.#live?.power === 'running' ? this.#live : undefined
   }
 
-  #logs() {
+  /** Where the application writes; nowhere when it is off, has no disk, or somebody took the files away. */
+  #logs(): readonly [Log, Log] | undefined {
+    if (this.#running === undefined) return undefined
     const [first, second = first] = this.disks
-    if (first === undefined || second === undefined) return undefined
-    return [this.#log('A', first), this.#log('B', second)] as const
+    const a = this.#log('A', first)
+    const b = this.#log('B', second)
+    return a === undefined || b === undefined ? undefined : [a, b]
   }
 
-  #log(log: 'A' | 'B', { target, image }: ConfiguredDisk): Log {
-    if (image === undefined) throw new Error('a disk without an image carries no log')
-    const disk = this.#world.files.disk(image)
-    return { target, disk, area: logArea(log, disk.sizeBytes) }
+  #log(log: 'A' | 'B', on: ConfiguredDisk | undefined): Log | undefined {
+    const disk = on?.image === undefined ? undefined : this.#world.files.findDisk(on.image)
+    if (on === undefined || disk === undefined) return undefined
+    return { target: on.target, disk, area: logArea(log, disk.sizeBytes) }
   }
 
   /** False when nothing was written: the log is full, or the host is. */

@@ -156,7 +156,7 @@ describe('the host', () => {
   })
 
   test('that is full refuses overlays and saved states, and nothing changes', async () => {
-    const { world, hypervisor } = oneVm()
+    const { world, hypervisor } = oneVm({}, { stepsPerCall: 0 })
     world.files.capacityBytes = world.files.usedBytes + 4096
     await assert.rejects(hypervisor.createOverlays(web01, overlays), code('HYPERVISOR_REFUSED'))
     await assert.rejects(hypervisor.save(web01, '/work/memory'), code('HYPERVISOR_REFUSED'))

@@ -201,8 +201,7 @@ export class SimWorld implements AsyncDisposable {
   }
 
   #chain(image: DiskImage): string[] {
-    if (!this.files.has(storageKey(image.storage))) return []
-    return [...this.files.disk(image).keys]
+    return [...(this.files.findDisk(image)?.keys ?? [])]
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

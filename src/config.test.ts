@@ -1,0 +1,100 @@
+/**
+ * Precedence of flags, variables, file and defaults; what is refused, and how it is told.
+ */
+import assert from 'node:assert/strict'
+import { mkdtemp, rm, writeFile } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { after, before, describe, it } from 'node:test'
+import { Failure } from './base/failure.ts'
+import { type ConfigurationFlags, readConfiguration, type Surroundings } from './config.ts'
+
+let directory = ''
+before(async () => {
+  directory = await mkdtemp(join(tmpdir(), 'umbra-config-'))
+})
+after(() => rm(directory, { recursive: true }))
+
+async function file(text: string): Promise<string> {
+  const path = join(directory, `${crypto.randomUUID()}.yaml`)
+  await writeFile(path, text)
+  return path
+}
+
+const read = (flags: ConfigurationFlags, surroundings: Partial<Surroundings> = {}) =>
+  readConfiguration(flags, { environment: {}, isRoot: true, defaultFile: '/nowhere/umbra.yaml', ...surroundings })
+
+async function refusal(flags: ConfigurationFlags): Promise<string> {
+  try {
+    await read(flags)
+  } catch (error) {
+    assert.ok(error instanceof Failure)
+    assert.equal(error.code, 'CONFIG_INVALID')
+    assert.doesNotMatch(error.message, /\n/)
+    return error.message
+  }
+  throw new Error('it was accepted')
+}
+
+describe('the configuration', () => {
+  it('is complete without any file', async () => {
+    assert.deepEqual(await read({}), { stateDirectory: '/var/lib/umbra', limits: {} })
+    const environment = { HOME: '/home/ada' }
+    const user = await read({}, { isRoot: false, environment })
+    assert.equal(user.stateDirectory, '/home/ada/.local/state/umbra')
+    const xdg = await read({}, { isRoot: false, environment: { ...environment, XDG_STATE_HOME: '/state' } })
+    assert.equal(xdg.stateDirectory, '/state/umbra')
+  })
+
+  it('prefers the flag to the variable to the file', async () => {
+    const config = await file('connect: from-file\nrepository: /file\nstate: /file-state\n')
+    assert.deepEqual(await read({ config }), {
+      connect: 'from-file',
+      repository: '/file',
+      stateDirectory: '/file-state',
+      limits: {},
+      file: config,
+    })
+    const environment = {
+      UMBRA_CONNECT: 'from-variable',
+      UMBRA_REPOSITORY: '/variable',
+      UMBRA_STATE: '',
+      UMBRA_CONFIG: config,
+    }
+    const mixed = await read({ repository: '/flag' }, { environment })
+    assert.equal(mixed.connect, 'from-variable')
+    assert.equal(mixed.repository, '/flag')
+    assert.equal(mixed.stateDirectory, '/file-state', 'an empty variable is none')
+  })
+
+  it('makes paths absolute: typed ones from here, those of the file from the file', async () => {
+    const config = await file('repository: backups\n')
+    assert.equal((await read({ config })).repository, join(directory, 'backups'))
+    assert.equal((await read({ repository: 'backups' })).repository, join(process.cwd(), 'backups'))
+  })
+
+  it('takes limits, which may only be lowered', async () => {
+    assert.deepEqual((await read({ config: await file('limits:\n  freezeMs: 5000\n') })).limits, { freezeMs: 5000 })
+    assert.match(await refusal({ config: await file('limits: { freezeMs: 60001 }') }), /limits\.freezeMs: /)
+    assert.match(await refusal({ config: await file('limits: { freezeMs: 1.5 }') }), /limits\.freezeMs: /)
+  })
+
+  it('refuses unknown keys by name, and says which there are', async () => {
+    assert.match(
+      await refusal({ config: await file('repositry: /x\n') }),
+      /unknown key repositry; known are connect, repository, state, limits$/,
+    )
+    assert.match(
+      await refusal({ config: await file('limits: { freeze: 5 }') }),
+      /unknown key limits\.freeze; known are/,
+    )
+  })
+
+  it('refuses what is no configuration in one line', async () => {
+    assert.match(await refusal({ config: '/nowhere/umbra.yaml' }), /there is no such file/)
+    assert.match(await refusal({ config: directory }), /EISDIR/)
+    assert.match(await refusal({ config: await file('a: [1\nb: 2') }), /it is not YAML: /)
+    assert.match(await refusal({ config: await file('- one\n- two\n') }), /a list of keys and values/)
+    assert.deepEqual((await read({ config: await file('# nothing yet\n') })).limits, {})
+  })
+})

@@ -1,0 +1,18 @@
+/**
+ * The contract of the Hypervisor port, on real VMs: the adapter of src/libvirt with a libvirtd of its own, QEMU and the
+ * sample guest. Raw disks; other formats are in libvirt-overlays.test.ts.
+ */
+import { after, before, describe } from 'node:test'
+import { hypervisorContract } from '../contract/hypervisor.contract.ts'
+import { beginLiveWorld, contractWorld, type LiveWorld, skipLive } from './libvirt-world.ts'
+
+describe('libvirt', { skip: skipLive }, () => {
+  let world: LiveWorld
+  before(async () => {
+    world = await beginLiveWorld('contract', 'raw')
+  })
+  after(async () => {
+    await world[Symbol.asyncDispose]()
+  })
+  hypervisorContract('libvirt', async () => contractWorld(world), { timeoutMs: 180_000 })
+})
