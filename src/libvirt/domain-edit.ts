@@ -107,6 +107,15 @@ export const setDiskImage = (xml: string, target: string, image: DiskImage): str
     remove(child(disk, 'backingStore'))
   })
 
+/** Lets libvirt find out by itself what lies beneath a disk, as it does for every disk that does not say. */
+export function forgetChain(xml: string, target: string): string {
+  const parsed = parseXml(xml, 'domain')
+  const chain = child(findDisk(parsed.root, target), 'backingStore')
+  if (chain === undefined) return xml
+  remove(chain)
+  return serializeXml(parsed)
+}
+
 /**
  * Takes the top image off a disk: what is beneath takes its place, word for word when the XML tells it (secrets and
  * hosts of a network source), else as `base` says.

@@ -9,7 +9,7 @@ import { failure } from '../errors.ts'
 import type { OverlayInPlace } from '../vm/hypervisor.ts'
 import { commitImage } from './disk-image.ts'
 import type { DomainCalls } from './domain-calls.ts'
-import { dropTopImage } from './domain-edit.ts'
+import { dropTopImage, forgetChain } from './domain-edit.ts'
 import { readDomain } from './domain-xml.ts'
 import { isFailure } from './libvirt-errors.ts'
 import { type DiskPlace, isMarkVoid, type MergeSituation, type MergeStep, nextMergeStep } from './merge-plan.ts'
@@ -148,8 +148,7 @@ class OverlayMerge {
       case 'await-commit':
         return await this.#awaitCommit()
       case 'pivot':
-        await markMerged(overlay)
-        return await domains.blockJobAbort(uuid, target, blockJobAbortFlags.pivot)
+        return await this.#pivot()
       case 'commit-offline':
         await this.#commitOffline()
         await markMerged(overlay)
@@ -170,6 +169,24 @@ class OverlayMerge {
       default:
         invariant(false, `no step of a merge: ${step}`)
     }
+  }
+
+  /**
+   * Puts the VM on the base. libvirt 9.0 writes the chain it knows into the definition when the VM was brought back from
+   * a memory image; a definition that left the chain to libvirt before is made to do so again.
+   */
+  async #pivot(): Promise<void> {
+    const { overlay, target } = this.#plan
+    const [domains, uuid] = [this.#domains, this.#uuid]
+    const definition = async () =>
+      (await domains.isPersistent(uuid)) ? await domains.xml(uuid, xmlFlags.secure | xmlFlags.inactive) : undefined
+    const before = await definition()
+    await markMerged(overlay)
+    await domains.blockJobAbort(uuid, target, blockJobAbortFlags.pivot)
+    const after = await definition()
+    if (before === undefined || after === undefined) return
+    const hasChain = (xml: string) => forgetChain(xml, target) !== xml
+    if (!hasChain(before) && hasChain(after)) await domains.define(forgetChain(after, target))
   }
 
   async #startCommit(): Promise<void> {

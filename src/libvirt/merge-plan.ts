@@ -76,6 +76,8 @@ export const isMarkVoid = (seen: MergeSituation): boolean => {
 
 /** No VM runs on it, or would. */
 function leaveBehind(seen: MergeSituation): MergeStep {
+  const place = seen.active ? seen.live : seen.defined
+  if (place.at === 'elsewhere') return refuse(`the disk lies on ${place.location || 'nothing'}`)
   const nothingToLose = seen.overlay === 'missing' || seen.overlay === 'unused' || merged(seen)
   if (!nothingToLose) {
     if (seen.overlay === 'held') return refuse('some program has it open, though the VM is not known to use it')

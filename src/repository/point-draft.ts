@@ -8,7 +8,7 @@ import { invariant } from '../base/failure.ts'
 import { failure } from '../errors.ts'
 import type { Backend } from './backend.ts'
 import { asBuffer, blake3Digest } from './blake3.ts'
-import { encodeChunk } from './chunk-codec.ts'
+import { type ChunkEncoder, encodersAtOnce, openEncoder } from './chunk-codec.ts'
 import { type ChunkStore, maxPlainBytes } from './chunk-store.ts'
 import { ChunkTable } from './chunk-table.ts'
 import { chunkCountOf, StreamMapBuilder } from './disk-index.ts'
@@ -36,7 +36,7 @@ import {
 import { openSlots } from './slots.ts'
 
 /** Chunks between acceptance and their pack: enough to keep all threads of the pool compressing. */
-const chunksInFlight = 6
+const chunksInFlight = encodersAtOnce + 2
 
 /** Disposal discards the draft unless it was committed. */
 export interface PointDraft extends AsyncDisposable {
@@ -86,6 +86,7 @@ export class OpenDraft implements PointDraft {
   readonly context: DraftContext
   readonly #packs: PackWriter
   readonly #own: ChunkTable
+  readonly #encoder: ChunkEncoder
   readonly #slots = openSlots(chunksInFlight)
   readonly #freeBuffers: Buffer[] = []
   readonly #background = new Set<Promise<void>>()
@@ -100,6 +101,7 @@ export class OpenDraft implements PointDraft {
     this.context = context
     const { backend, repositoryId, chunkSizeBytes } = context
     this.#packs = new PackWriter(backend, id, { repositoryId, chunkSizeBytes })
+    this.#encoder = openEncoder(context.compressionLevel, maxPlainBytes(chunkSizeBytes))
     this.#own = new ChunkTable(recordBytes(maxPlainBytes(chunkSizeBytes)))
   }
 
@@ -120,6 +122,7 @@ export class OpenDraft implements PointDraft {
   async commit(content: JsonObject): Promise<RecoveryPoint> {
     invariant(this.#state === 'open', 'the draft is over')
     await this.#drain()
+    this.#encoder[Symbol.dispose]()
     await this.#publish(await this.#packs.finish())
     const manifest: Manifest = {
       id: this.id,
@@ -183,9 +186,9 @@ export class OpenDraft implements PointDraft {
 
   async #encode(id: Buffer, kind: RecordKind, plain: Buffer, onStored?: (storedBytes: number) => void): Promise<void> {
     if (this.#failed !== undefined || this.#state !== 'open') return
-    const { encoding, bytes } = await encodeChunk(plain, this.context.compressionLevel)
-    await this.#packs.append({ id, kind, encoding, storedBytes: bytes.length, plainBytes: plain.length }, bytes)
-    onStored?.(recordHeaderBytes + bytes.length)
+    const { encoding, storedBytes, parts } = await this.#encoder.encode(plain)
+    await this.#packs.append({ id, kind, encoding, storedBytes, plainBytes: plain.length }, parts)
+    onStored?.(recordHeaderBytes + storedBytes)
   }
 
   async storeBlob(bytes: Buffer): Promise<Blob> {
@@ -224,6 +227,7 @@ export class OpenDraft implements PointDraft {
     if (this.#state !== 'open') return
     this.#state = 'over'
     await Promise.all(this.#background)
+    this.#encoder[Symbol.dispose]()
     await this.#packs.settle().catch(() => undefined) // what failed was thrown before, or does not matter any more
     await this.context.discard(this.id)
   }

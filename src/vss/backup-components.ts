@@ -113,9 +113,9 @@ export class BackupComponents implements AsyncDisposable {
   async addVolumesOfComponents(): Promise<void> {
     this.#call('addToSnapshotSet')
     const session = this.#providerSession()
-    await mapLimit(
-      this.#selected.flatMap(({ volumes }) => volumes),
-      8,
+    const volumes = this.#selected.flatMap((component) => component.volumes)
+    const settled = await settleAll(
+      volumes,
       async (volume) => {
         const provider = chooseProvider(this.#service.providers, volume)
         if (provider === undefined)
@@ -124,7 +124,12 @@ export class BackupComponents implements AsyncDisposable {
         const what = `BeginPrepareSnapshot of ${provider.name}`
         await this.#inTime(what, provider.beginPrepareSnapshot(session, volume))
       },
+      8,
     )
+    const errors = settled.flatMap(({ outcome }) => (outcome.ok ? [] : [outcome.error]))
+    if (errors.length > 0) this.#service.signal.throwIfAborted()
+    if (errors.length > 1) throw failure('VSS_PROVIDER_VETO', { reasons: errors.map(describeError) }, errors[0])
+    if (errors.length > 0) throw errors[0]
   }
 
   async prepareForBackup(): Promise<void> {

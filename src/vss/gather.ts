@@ -260,14 +260,15 @@ export class Providers {
     await this.#each('PostFinalCommitSnapshots', (provider) => provider.postFinalCommitSnapshots(this.#session))
   }
 
+  /** No limit here and below: merging may rightly take hours, and each undo step has a deadline of its own. */
   async abortSnapshots(): Promise<void> {
     const session = { ...this.#session, signal: unhurried() }
-    await this.#each('AbortSnapshots', (provider) => provider.abortSnapshots(session), session.signal)
+    await this.#gather([...this.#volumes], (provider) => provider.abortSnapshots(session), session.signal)
   }
 
   async deleteSnapshots(): Promise<void> {
     const session = { ...this.#session, signal: unhurried() }
-    await this.#each('DeleteSnapshots', (provider) => provider.deleteSnapshots(session), session.signal)
+    await this.#gather([...this.#volumes], (provider) => provider.deleteSnapshots(session), session.signal)
   }
 
   /** What a provider is told inside a window: its signal also aborts when the window expires. */
@@ -276,12 +277,10 @@ export class Providers {
   }
 
   /** A call outside the windows; like a writer's slow events it may not hang for ever. */
-  #each<R>(what: string, work: (provider: Provider) => Promise<R>, signal = this.#session.signal): Promise<R[]> {
+  #each<R>(what: string, work: (provider: Provider) => Promise<R>): Promise<R[]> {
     const limitMs = this.#limits.prepareMs
-    return this.#gather(
-      [...this.#volumes],
-      (provider) => withDeadline(work(provider), { clock: this.#clock, limitMs, what: `${what} of ${provider.name}` }),
-      signal,
+    return this.#gather([...this.#volumes], (provider) =>
+      withDeadline(work(provider), { clock: this.#clock, limitMs, what: `${what} of ${provider.name}` }),
     )
   }
 

@@ -1,6 +1,6 @@
 /**
  * The contract of the Hypervisor port, on real VMs: the adapter of src/libvirt with a libvirtd of its own, QEMU and the
- * sample guest. Raw disks; other formats are in libvirt-overlays.test.ts.
+ * sample guest. On qcow2 disks; raw ones and disks behind NBD are in libvirt-overlays.test.ts.
  */
 import { after, before, describe } from 'node:test'
 import { hypervisorContract } from '../contract/hypervisor.contract.ts'
@@ -9,7 +9,7 @@ import { beginLiveWorld, contractWorld, type LiveWorld, skipLive } from './libvi
 describe('libvirt', { skip: skipLive }, () => {
   let world: LiveWorld
   before(async () => {
-    world = await beginLiveWorld('contract', 'raw')
+    world = await beginLiveWorld('contract', 'qcow2')
   })
   after(async () => {
     await world[Symbol.asyncDispose]()

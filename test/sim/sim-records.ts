@@ -39,7 +39,7 @@ export function readLog(bytes: Uint8Array): LogContent {
   let last = 0
   let lastType: LogContent['lastType']
   let torn = 0
-  for (let at = 0; at + recordBytes <= bytes.length; at += recordBytes) {
+  for (let at = 0, end = usedBytes(bytes); at < end; at += recordBytes) {
     const record = bytes.subarray(at, at + recordBytes)
     if (Buffer.compare(record, nothing) === 0) continue
     const sequence = at / recordBytes + 1
@@ -51,6 +51,13 @@ export function readLog(bytes: Uint8Array): LogContent {
     }
   }
   return { last, lastType, torn }
+}
+
+/** Most of a log is still zeros. */
+function usedBytes(bytes: Uint8Array): number {
+  let end = bytes.length
+  while (end > 0 && bytes[end - 1] === 0) end--
+  return end
 }
 
 export interface RecordsVerdict {

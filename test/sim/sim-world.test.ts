@@ -2,6 +2,9 @@
  * The simulated world is worth nothing if it is kinder than the real one: these tests show that it bites.
  */
 import assert from 'node:assert/strict'
+import { mkdtemp, readFile, rename, rm, writeFile } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
 import { describe, test } from 'node:test'
 import { Failure } from '../../src/base/failure.ts'
 import { leftovers } from './leftovers.ts'
@@ -199,6 +202,23 @@ describe('the host', () => {
     await hypervisor.turnOff(web01)
     assert.equal(await hypervisor.power(web01), 'gone')
   })
+})
+
+test('with a directory, host files can be renamed, removed and written by others', async () => {
+  const directory = await mkdtemp(join(tmpdir(), 'umbra-sim-'))
+  const { world, hypervisor } = oneVm({ nvram: Buffer.from('variables') }, { directory })
+  const memory = world.path('/memory')
+  await hypervisor.save(web01, memory)
+  await rename(memory, `${memory}.kept`)
+  assert.equal((await readFile((await hypervisor.vm(web01)).hostFiles[0]?.path ?? '')).toString(), 'variables')
+  await hypervisor.restoreSaved(`${memory}.kept`)
+  await hypervisor.resume(web01)
+  await rm(`${memory}.kept`)
+  assert.deepEqual(leftovers(world), [])
+  await writeFile(world.path('/images/other.raw'), 'written by somebody else'.padEnd(4096, '.'))
+  const bytes = world.imageBytes({ format: 'raw', storage: { file: world.path('/images/other.raw') } })
+  assert.match(Buffer.from(bytes).toString(), /^written by somebody else/)
+  await rm(directory, { recursive: true })
 })
 
 test('leftovers name what is not as before', async () => {

@@ -311,8 +311,11 @@ function addDisk(world: SimWorld, name: string, target: string, spec: SimDiskSpe
 
 /** 16 KiB that differ from name to name. */
 function someBytes(name: string): Uint8Array {
-  const blocks = Array.from({ length: 512 }, (_, index) => createHash('sha256').update(`${name} ${index}`).digest())
-  return Uint8Array.from(Buffer.concat(blocks))
+  return Uint8Array.from(
+    createHash('shake256', { outputLength: 16 * 1024 })
+      .update(name)
+      .digest(),
+  )
 }
 
 const macOf = (name: string): string =>
