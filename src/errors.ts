@@ -86,6 +86,7 @@ export const errorCatalogue = {
     'Run umbra recover; see its report.',
     'retry',
   ),
+  HOST_IO: entry('{reason}', 'Look at the file or directory that it names, and who may use it.', 'retry'),
   DEADLINE_EXCEEDED: entry(
     '{what} did not finish within {limitMs} ms',
     'Look at the host and try again.',

@@ -1,7 +1,7 @@
 /**
  * Words and tables for people: sizes, durations, times, columns. Nothing here writes; screen.ts does.
  */
-import { styleText } from 'node:util'
+import { stripVTControlCharacters, styleText } from 'node:util'
 import Table from 'cli-table3'
 
 const units = ['bytes', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB'] as const
@@ -92,4 +92,7 @@ function widthOfLast(columns: readonly Column[], rows: readonly (readonly string
   return { colWidths: [...widths.slice(0, -1), last], wordWrap: true }
 }
 
-const linesOf = (cell: string): number[] => cell.split('\n').map((line) => [...line].length)
+const linesOf = (cell: string): number[] =>
+  stripVTControlCharacters(cell)
+    .split('\n')
+    .map((line) => [...line].length)

@@ -2,7 +2,14 @@
  * A failure as it is told: the same code, message and hint as one JSON document or as two lines for people, and the exit
  * code that goes with it. docs/errors.md lists the codes.
  */
-import { cleanupErrors, describeError, Failure, type FailureContext, isCancellation, primaryError } from '../base/failure.ts'
+import {
+  cleanupErrors,
+  describeError,
+  Failure,
+  type FailureContext,
+  isCancellation,
+  primaryError,
+} from '../base/failure.ts'
 import { errorEntry, failure } from '../errors.ts'
 import { oneLine } from './output.ts'
 import type { Screen } from './screen.ts'

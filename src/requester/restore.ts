@@ -3,7 +3,7 @@
  * old still stands and runs; only then PreRestore, where the files take their places; PostRestore registers. There is no
  * abort (law 9): what PreRestore set aside comes back by the session's undo unless PostRestore succeeds.
  */
-import { mkdir, open, rename } from 'node:fs/promises'
+import { chmod, chown, mkdir, open, rename } from 'node:fs/promises'
 import { dirname } from 'node:path'
 import type { Clock } from '../base/clock.ts'
 import type { BlockSink, BlockSource } from '../disk/block-device.ts'
@@ -143,9 +143,16 @@ async function stageAll(
         ? createHostFile(target.staged, source.sizeBytes)
         : createImage(target.staged, target.format, source.sizeBytes))
       await writeOut(source, sink, { chunkSizeBytes, signal, onProgress: (bytes) => meter.advance(bytes) })
+      await giveTo(target)
       events.emit({ event: 'Restore', vm: caption, detail: `${target.path} written and verified` })
     }
   }
+}
+
+/** Owner and mode as they were; private to root when that is not known. Only root can give files away. */
+async function giveTo({ staged, owner }: RestoreTarget): Promise<void> {
+  await chmod(staged, owner?.mode ?? 0o600)
+  if (owner !== undefined && process.getuid?.() === 0) await chown(staged, owner.uid, owner.gid)
 }
 
 async function openStored(

@@ -5,11 +5,14 @@
  */
 import type { VirtualDisk } from './hypervisor.ts'
 
+/** The one reason that needs no care at a restore. */
+export const removableMedium = 'removable medium'
+
 /** Why the disk is left out, or undefined when it is backed up. */
 export function describeExclusion(disk: VirtualDisk): string | undefined {
   if (disk.passThrough) return 'pass-through device: back it up from inside the VM'
   if (disk.device === 'lun') return 'pass-through LUN: back it up from inside the VM'
-  if (disk.device === 'cdrom' || disk.device === 'floppy') return 'removable medium'
+  if (disk.device === 'cdrom' || disk.device === 'floppy') return removableMedium
   if (disk.protocol === 'iscsi') return 'iSCSI disk: back it up from inside the VM or on its target'
   if (disk.sourceType === 'nvme' || disk.sourceType === 'vhostuser')
     return `${disk.sourceType} device: QEMU does not see its data`

@@ -2,12 +2,12 @@
  * What restoring a VM will do: a pure function of what was stored, what is on this host and what the user said.
  * Source: "Restoring the Virtual Machines", steps 1 to 6; the parity table in docs/restore.md.
  */
-import { basename, dirname, extname, join } from 'node:path'
-import type { RestoreRequest, RestoreTarget } from '../vss/restore-plan.ts'
-import type { ConfigurationEdit, NetworkFacts, NicConnection, VmFacts } from './hypervisor.ts'
-
-/** The network for interfaces whose own network is gone: isolated, so that a VM is never connected by accident. */
-export const unconnectedNetwork = 'umbra-unconnected'
+import type { FileOwner, RestoreRequest, RestoreTarget } from '../vss/restore-plan.ts'
+import { removableMedium } from './exclusion.ts'
+import type { StoredHostFile } from './host-files.ts'
+import type { ConfigurationEdit, NetworkFacts, VmFacts } from './hypervisor.ts'
+import { type NicPlan, planNics } from './restore-networks.ts'
+import { memoryPlan, type PlacedDisk, placeDisk, placeObstacles, planLinks, planTargets } from './restore-places.ts'
 
 /** What the writer stored about the VM (ComponentOutcome.metadata), as far as a restore needs it. */
 export interface StoredVm {
@@ -22,7 +22,9 @@ export interface StoredVm {
   }[]
   readonly excluded: readonly { readonly target: string; readonly reason: string }[]
   readonly nics: readonly { readonly mac: string; readonly type: string; readonly source?: string }[]
-  readonly nvram?: string
+  readonly hostFiles: readonly StoredHostFile[]
+  /** Owner of each disk that was a file, by target. */
+  readonly owners: Readonly<Record<string, FileOwner>>
   readonly memoryBytes?: number
 }
 
@@ -67,27 +69,8 @@ export function planVmRestore(vm: StoredVm, request: RestoreRequest, here: Resto
   const warnings: string[] = []
   const obstacles = identityObstacles(name, former, here)
   const disks = vm.disks.map((disk) => ({ ...disk, path: placeDisk(disk, request), format: disk.format ?? 'raw' }))
-  const nvramPath = vm.nvram === undefined ? undefined : placeNvram(vm.nvram, name, request)
   const memory = memoryPlan(vm, copy, here, warnings)
-
-  const targets: RestoreTarget[] = disks.map(({ target, path, format, sizeBytes }) => ({
-    source: { stream: `disks/${target}`, sizeBytes },
-    staged: `${path}.umbra-new-${here.token}`,
-    path,
-    format,
-  }))
-  if (nvramPath !== undefined) {
-    targets.push({
-      source: { document: 'nvram' },
-      staged: `${nvramPath}.umbra-new-${here.token}`,
-      path: nvramPath,
-      format: 'file',
-    })
-  }
-  if (memory !== undefined) {
-    const source = { stream: 'memory', sizeBytes: vm.memoryBytes ?? 0 }
-    targets.push({ source, staged: `${memory}.new`, path: memory, format: 'file' })
-  }
+  const { targets, nvram } = planTargets(vm, disks, { name, uuid }, memory, request, here)
   obstacles.push(...placeObstacles(targets, disks, copy, here))
   const asides = targets
     .filter(({ path }) => here.pathKind(path) === 'file')
@@ -96,20 +79,11 @@ export function planVmRestore(vm: StoredVm, request: RestoreRequest, here: Resto
   const nics = planNics(vm, request, copy, here, warnings)
   const edit = {
     ...(copy ? { name, uuid } : {}),
-    disks: Object.fromEntries([
-      ...disks.map(({ target, path, format }) => [target, { file: path, format }] as const),
-      ...(copy ? vm.excluded.map(({ target }) => [target, 'remove'] as const) : []),
-    ]),
+    disks: { ...fileDisks(disks), ...(copy ? removedDisks(vm) : {}) },
     nics: nics.edits,
-    ...(nvramPath === undefined ? {} : { nvram: nvramPath }),
+    ...(nvram === undefined ? {} : { nvram }),
   }
-  for (const { target, reason } of vm.excluded) {
-    warnings.push(
-      copy
-        ? `${target} is left out of the copy (${reason})`
-        : `${target} was not backed up (${reason}); it is not restored`,
-    )
-  }
+  warnings.push(...vm.excluded.map((exclusion) => tellExclusion(exclusion, copy)))
   const steps = tell(vm, name, request, former, disks, asides, links, nics, memory)
   const needsUnconnected = nics.needsUnconnected
   return {
@@ -128,6 +102,22 @@ export function planVmRestore(vm: StoredVm, request: RestoreRequest, here: Resto
   }
 }
 
+const fileDisks = (disks: readonly PlacedDisk[]): ConfigurationEdit['disks'] =>
+  Object.fromEntries(disks.map(({ target, path, format }) => [target, { file: path, format }]))
+
+/** Nothing of a copy may point at disks that were not backed up, except for drives of removable media. */
+const removedDisks = ({ excluded }: StoredVm): ConfigurationEdit['disks'] =>
+  Object.fromEntries(
+    excluded.filter(({ reason }) => reason !== removableMedium).map(({ target }) => [target, 'remove']),
+  )
+
+function tellExclusion({ target, reason }: StoredVm['excluded'][number], copy: boolean): string {
+  if (reason === removableMedium) return `${target} keeps whatever medium it names`
+  return copy
+    ? `${target} is left out of the copy (${reason})`
+    : `${target} was not backed up (${reason}); it is not restored`
+}
+
 function identityObstacles(name: string, former: VmFacts | undefined, here: RestoreSurroundings): string[] {
   const obstacles: string[] = []
   if (here.namesake !== undefined) {
@@ -143,110 +133,6 @@ function identityObstacles(name: string, former: VmFacts | undefined, here: Rest
   }
   return obstacles
 }
-
-/** The original file, or a file of the same name in --to; a copy gets names of its own. */
-function placeDisk(disk: { target: string; location: string; format?: string }, { as, to }: RestoreRequest): string {
-  const directory = to ?? dirname(disk.location)
-  if (as === undefined) return join(directory, basename(disk.location))
-  const known = { raw: '.raw', qcow2: '.qcow2', vpc: '.vhd', vhdx: '.vhdx' }[disk.format ?? 'raw']
-  return join(directory, `${as}-${disk.target}${known ?? extname(disk.location)}`)
-}
-
-function placeNvram(path: string, name: string, { as, to }: RestoreRequest): string {
-  return join(to ?? dirname(path), as === undefined ? basename(path) : `${name}_VARS.fd`)
-}
-
-/** Memory belongs to one identity: a copy starts from its disks, as after a power cut at that instant. */
-function memoryPlan(vm: StoredVm, copy: boolean, here: RestoreSurroundings, warnings: string[]): string | undefined {
-  if (vm.memoryBytes === undefined) return undefined
-  if (copy) {
-    warnings.push('its memory is left out: a copy has another identity and starts from its disks, as after a power cut')
-    return undefined
-  }
-  return join(here.workDirectory, `${vm.uuid}-${here.token}.memory`)
-}
-
-function placeObstacles(
-  targets: readonly RestoreTarget[],
-  disks: readonly { target: string; location: string; path: string }[],
-  copy: boolean,
-  here: RestoreSurroundings,
-): string[] {
-  const obstacles: string[] = []
-  for (const { target, location, path } of disks) {
-    if (!path.startsWith('/'))
-      obstacles.push(`${target} was not a file (${location}): say with --to where it is to be put`)
-    else if (here.pathKind(path) === 'other') {
-      obstacles.push(`${target}: ${path} is not a regular file and can not be set aside: restore to files with --to`)
-    }
-  }
-  for (const { path } of targets) {
-    if (copy && here.pathKind(path) !== 'absent') obstacles.push(`${path} exists already: choose another --as or --to`)
-  }
-  const paths = targets.map(({ path }) => path)
-  const twice = paths.filter((path, index) => paths.indexOf(path) !== index)
-  for (const path of new Set(twice))
-    obstacles.push(`two disks would both become ${path}: restore to the original place, or with --as`)
-  return obstacles
-}
-
-/** "If the VM is restored to a nondefault location, a symbolic link is created in the default location." */
-function planLinks(
-  disks: readonly { location: string; path: string }[],
-  { as, to }: RestoreRequest,
-  here: RestoreSurroundings,
-  warnings: string[],
-): { path: string; to: string }[] {
-  if (as !== undefined || to === undefined) return []
-  return disks.flatMap(({ location, path }) => {
-    if (location === path || !location.startsWith('/')) return []
-    if (here.pathKind(dirname(location)) === 'absent') return []
-    if (here.pathKind(location) === 'absent') return [{ path: location, to: path }]
-    warnings.push(`${location} stays as it is and is not used any more`)
-    return []
-  })
-}
-
-interface NicPlan {
-  edits: NonNullable<ConfigurationEdit['nics']>
-  steps: string[]
-  needsUnconnected: boolean
-}
-
-/** "If the virtual switches that the VM was connected to still exist, new ports are created and connected to the VM." */
-function planNics(
-  vm: StoredVm,
-  request: RestoreRequest,
-  copy: boolean,
-  here: RestoreSurroundings,
-  warnings: string[],
-): NicPlan {
-  const edits: Record<string, { mac?: string; connect?: NicConnection }> = {}
-  const steps: string[] = []
-  let needsUnconnected = false
-  for (const nic of vm.nics) {
-    const mac = copy ? { mac: here.newMac() } : {}
-    const mapped = nic.source === undefined ? undefined : request.networks[nic.source]
-    const wanted = mapped ?? nic.source
-    const found = here.networks.find(({ name }) => name === wanted)
-    if (wanted === undefined) {
-      edits[nic.mac] = mac
-    } else if (found !== undefined) {
-      edits[nic.mac] = mapped === undefined ? mac : { ...mac, connect: connectionTo(found) }
-      steps.push(`connect ${mac.mac ?? nic.mac} to ${found.kind} ${found.name}`)
-    } else {
-      needsUnconnected = true
-      edits[nic.mac] = { ...mac, connect: { network: unconnectedNetwork } }
-      warnings.push(
-        `${nic.type} ${wanted} does not exist here: ${mac.mac ?? nic.mac} is put on the isolated network ${unconnectedNetwork} (see --network)`,
-      )
-    }
-  }
-  return { edits, steps, needsUnconnected }
-}
-
-const connectionTo = ({ kind, name }: NetworkFacts): NicConnection =>
-  kind === 'bridge' ? { bridge: name } : { network: name }
 
 function tell(
   vm: StoredVm,

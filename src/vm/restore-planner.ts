@@ -13,6 +13,7 @@ import type { VmRestore } from './restore.ts'
 import { planVmRestore, type RestoreSurroundings, type StoredVm } from './restore-plan.ts'
 
 const target = z.string().regex(/^[A-Za-z0-9._-]{1,64}$/)
+const owner = z.object({ uid: z.number().int(), gid: z.number().int(), mode: z.number().int() })
 const storedVm = z.object({
   name: z.string().min(1),
   uuid: z.string().regex(/^[0-9a-f-]{36}$/),
@@ -22,7 +23,10 @@ const storedVm = z.object({
   ),
   excluded: z.array(z.object({ target, reason: z.string() })),
   nics: z.array(z.object({ mac: z.string(), type: z.string(), source: z.string().optional() })),
-  hostFiles: z.array(z.object({ role: z.string(), path: z.string() })),
+  hostFiles: z.array(
+    z.object({ role: z.enum(['nvram', 'tpm']), document: z.string(), path: z.string().startsWith('/'), owner }),
+  ),
+  owners: z.record(z.string(), owner),
 })
 
 export class VmRestorePlanner implements RestorePlanner {
@@ -81,13 +85,12 @@ export class VmRestorePlanner implements RestorePlanner {
 }
 
 /** What the writer stored, read as something that comes from outside. */
-function readStoredVm({ metadata, streams, documents, component }: StoredComponent): StoredVm {
+function readStoredVm({ metadata, streams, component }: StoredComponent): StoredVm {
   const parsed = storedVm.safeParse(metadata)
   if (!parsed.success) {
     throw failure('VSS_INVALID_XML_DOCUMENT', { document: 'backup-components.xml', reason: parsed.error.message })
   }
-  const { disks, hostFiles, nics, ...rest } = parsed.data
-  const nvram = hostFiles.find(({ role }) => role === 'nvram')?.path
+  const { disks, nics, ...rest } = parsed.data
   return {
     ...rest,
     nics: nics.map(({ mac, type, source }) => ({ mac, type, ...(source === undefined ? {} : { source }) })),
@@ -97,7 +100,6 @@ function readStoredVm({ metadata, streams, documents, component }: StoredCompone
         throw failure('VM_NOT_RESTORED', { vm: component.name, reason: `the recovery point has no disk ${name}` })
       return { target: name, location, sizeBytes, ...(format === undefined ? {} : { format }) }
     }),
-    ...(nvram === undefined || documents.nvram === undefined ? {} : { nvram }),
     ...(streams.memory === undefined ? {} : { memoryBytes: streams.memory }),
   }
 }

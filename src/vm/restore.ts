@@ -10,7 +10,8 @@ import { invariant } from '../base/failure.ts'
 import type { ComponentRef } from '../vss/components.ts'
 import type { RestoreSession } from '../vss/writer.ts'
 import type { ConfigurationEditor, Hypervisor, PowerState } from './hypervisor.ts'
-import { unconnectedNetwork, type VmRestorePlan } from './restore-plan.ts'
+import { unconnectedNetwork } from './restore-networks.ts'
+import type { VmRestorePlan } from './restore-plan.ts'
 
 interface Planned {
   readonly plan: VmRestorePlan

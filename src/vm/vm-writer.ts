@@ -3,7 +3,6 @@
  * named by its UUID; its caption says how it will be backed up. "Partial backups are not supported": a VM that can not
  * take part is a veto, and the coordinator judges.
  */
-import { readFile } from 'node:fs/promises'
 import { basename } from 'node:path'
 import { mapLimit, settleAll } from '../base/async.ts'
 import type { JsonObject } from '../base/cleanup.ts'
@@ -12,6 +11,7 @@ import { describeError, Failure } from '../base/failure.ts'
 import { errorEntry } from '../errors.ts'
 import type { ComponentMetadata, ComponentRef, WriterMetadata } from '../vss/components.ts'
 import type { Volume } from '../vss/provider.ts'
+import type { FileOwner } from '../vss/restore-plan.ts'
 import { hyperVWriterId, type Veto, type WriterFailureCode } from '../vss/vocabulary.ts'
 import type {
   ComponentFile,
@@ -22,6 +22,7 @@ import type {
   WriterSession,
 } from '../vss/writer.ts'
 import { guestFreeze } from './guest-freeze.ts'
+import { ownerOf, readHostFiles, type StoredHostFile } from './host-files.ts'
 import type { Hypervisor, VmFacts } from './hypervisor.ts'
 import { atLeast, type BackupPolicy, type GuestFacts, type MethodPlan, planMethod } from './method.ts'
 import { type MethodRun, undisturbed } from './method-run.ts'
@@ -45,6 +46,9 @@ interface VmInSet {
   readonly plan: MethodPlan
   readonly run: MethodRun
   files: readonly ComponentFile[]
+  hostFiles: readonly StoredHostFile[]
+  /** Owner of each disk that is a file, by target. */
+  owners: Readonly<Record<string, FileOwner>>
 }
 
 export class VmWriter implements Writer {
@@ -84,7 +88,7 @@ export class VmWriter implements Writer {
         'saved-state': savedState,
         offline: undisturbed,
       }[plan.method]
-      this.#vms.set(ref.name, { facts, plan, run: run(context), files: [] })
+      this.#vms.set(ref.name, { facts, plan, run: run(context), files: [], hostFiles: [], owners: {} })
     })
   }
 
@@ -103,7 +107,10 @@ export class VmWriter implements Writer {
 
   async onPostSnapshot(session: WriterSession): Promise<readonly Veto[]> {
     return this.#forEachVm(session, async (vm) => {
-      vm.files = await readHostFiles(vm.facts) // before the VM goes on, so that they belong to its memory
+      const { stored, contents } = await readHostFiles(vm.facts.hostFiles) // before a saved VM goes on: they belong to it
+      vm.hostFiles = stored
+      vm.files = contents
+      vm.owners = await ownersOf(vm.plan)
       await vm.run.postSnapshot()
       const { consistency, reasons } = vm.run.outcome()
       const { require } = this.#options.policy
@@ -248,15 +255,16 @@ function planMetadata(facts: VmFacts, plan: MethodPlan): JsonObject {
       return { target, location, bus, format: image?.format, sizeBytes, ...(serial === undefined ? {} : { serial }) }
     }),
     nics: facts.nics.map((nic) => ({ ...nic })),
-    hostFiles: facts.hostFiles.map((file) => ({ ...file })),
   }
 }
 
-function metadataOf({ facts, plan, run }: VmInSet): JsonObject {
+function metadataOf({ facts, plan, run, hostFiles, owners }: VmInSet): JsonObject {
   const { consistency, reasons, freezeMs, heldMs, pausedMs } = run.outcome()
   const round = (ms: number) => Math.round(ms * 10) / 10
   return {
     ...planMetadata(facts, plan),
+    hostFiles: hostFiles.map((file) => ({ ...file, owner: { ...file.owner } })),
+    owners: Object.fromEntries(Object.entries(owners).map(([target, owner]) => [target, { ...owner }])),
     consistency,
     reasons,
     freezeMs: round(freezeMs),
@@ -265,12 +273,9 @@ function metadataOf({ facts, plan, run }: VmInSet): JsonObject {
   }
 }
 
-/** NVRAM and TPM state are small; they are read at once and stored by content. */
-async function readHostFiles(facts: VmFacts): Promise<ComponentFile[]> {
-  const nvram = facts.hostFiles.filter(({ role }) => role === 'nvram')
-  return Promise.all(
-    nvram.map(async ({ role, path }) => ({ name: role, content: new Uint8Array(await readFile(path)) })),
-  )
+async function ownersOf({ disks }: MethodPlan): Promise<Record<string, FileOwner>> {
+  const found = await Promise.all(disks.map(async ({ target, location }) => [target, await ownerOf(location)] as const))
+  return Object.fromEntries(found.flatMap(([target, owner]) => (owner === undefined ? [] : [[target, owner]])))
 }
 
 function codeOf(error: unknown): WriterFailureCode {

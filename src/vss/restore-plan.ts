@@ -25,6 +25,13 @@ export interface StoredComponent {
   readonly documents: Readonly<Record<string, Uint8Array>>
 }
 
+/** As stat(2) tells them. */
+export interface FileOwner {
+  readonly uid: number
+  readonly gid: number
+  readonly mode: number
+}
+
 /** One file to write: to `staged` while everything old is still in place, then moved to `path`. */
 export interface RestoreTarget {
   readonly source: { readonly stream: string; readonly sizeBytes: number } | { readonly document: string }
@@ -32,6 +39,8 @@ export interface RestoreTarget {
   readonly path: string
   /** An image format, or `file` for plain bytes. */
   readonly format: string
+  /** Whose it was; without it the file is private to root. */
+  readonly owner?: FileOwner
 }
 
 export interface ComponentRestorePlan {

@@ -1,0 +1,161 @@
+/**
+ * umbra backup: one recovery point of some VMs, all or none. The events of VSS are told as they happen.
+ */
+import { readdir } from 'node:fs/promises'
+import { type Command, InvalidArgumentError, Option } from 'commander'
+import type { JsonObject } from '../../base/cleanup.ts'
+import { Failure } from '../../base/failure.ts'
+import { backupEnvironment, openHypervisor, vmWriter } from '../../compose.ts'
+import { failure } from '../../errors.ts'
+import { createRepository, openRepository, type Repository } from '../../repository/repository.ts'
+import { type BackupResult, type BackupSelection, backup, planBackup } from '../../requester/backup.ts'
+import type { Hypervisor } from '../../vm/hypervisor.ts'
+import { type BackupPolicy, consistencies, methodRequests } from '../../vm/method.ts'
+import { defaultLimits } from '../../vss/vocabulary.ts'
+import { type CommandContext, type Report, type Run, recoverFirst, repositoryDirectory } from '../command.ts'
+import { bytesText, countText, durationText, tableText } from '../output.ts'
+import { eventLine } from '../timeline.ts'
+import { backedUpColumns, backedUpRows, remarks, sumOf, vmRecord } from '../vm-record.ts'
+
+interface Options extends BackupPolicy {
+  readonly all?: true
+  readonly except: readonly string[]
+  readonly freezeLimit?: number
+  readonly dryRun?: true
+}
+
+export function addBackup(program: Command, run: Run): void {
+  program
+    .command('backup')
+    .summary('back up VMs: one recovery point, all of them or none')
+    .description(
+      'Backs up VMs without interrupting them, into one recovery point: all of them or none.\n' +
+        'A repository directory that is missing or empty is made into a repository by the first backup.',
+    )
+    .argument('[vm...]', 'names or UUIDs')
+    .option('--all', 'every VM')
+    .option('--except <vm...>', 'but not these', [])
+    .addOption(new Option('--method <method>', 'how; for VMs that run').choices(methodRequests).default('auto'))
+    .addOption(
+      new Option('--require <consistency>', 'fail unless every VM reaches this')
+        .choices(consistencies)
+        .default('crash'),
+    )
+    .addOption(
+      new Option('--instant <what>', 'freeze each VM for its own copy, or all at one instant')
+        .choices(['vm', 'set'])
+        .default('vm'),
+    )
+    .option('--freeze-limit <ms>', `longest freeze in milliseconds, at most ${defaultLimits.freezeMs}`, freezeLimit)
+    .option('--dry-run', 'tell what would be done and change nothing')
+    .addHelpText(
+      'after',
+      `
+Examples:
+  umbra backup web01 db01 --repository /backup
+  umbra backup --all --except scratch --require filesystem
+  umbra backup db01 --method saved-state       memory and disks of one instant; the VM stands still for it`,
+    )
+    .action((names: string[], options: Options) =>
+      run((context) => backupCommand(names, options, context), { unwinds: true }),
+    )
+}
+
+function freezeLimit(text: string): number {
+  const ms = /^\d+$/.test(text) ? Number(text) : 0
+  if (ms >= 1 && ms <= defaultLimits.freezeMs) return ms
+  throw new InvalidArgumentError(`It must be a number of milliseconds from 1 to ${defaultLimits.freezeMs}.`)
+}
+
+async function backupCommand(names: readonly string[], options: Options, context: CommandContext): Promise<Report> {
+  const selection = select(names, options)
+  const { method, require, instant } = options
+  const policy = { method, require, instant }
+  const directory = repositoryDirectory(context.settings)
+  await using hypervisor = await openHypervisor(context.settings)
+  await recoverFirst(context, options.dryRun ? 'continue' : 'refuse')
+  const plan = () => planBackup(selection, [vmWriter(context.settings, hypervisor, policy)])
+  if (options.dryRun) return planReport(await plan(), directory, await isToBeMade(directory))
+
+  await using repository = await openOrMakeRepository(directory, plan, context)
+  const result = await backUp(selection, policy, repository, hypervisor, options, context)
+  return {
+    document: { repository: repository.location, ...result },
+    text: resultText(result, repository.location, context.screen.width),
+    exitCode: result.cleanup.length > 0 ? 3 : 0,
+  }
+}
+
+function select(names: readonly string[], { all = false, except }: Options): BackupSelection {
+  const refuse = (reason: string) => failure('USAGE', { reason })
+  if (all && names.length > 0) throw refuse('name the VMs or say --all, not both')
+  if (!all && names.length === 0) throw refuse('name the VMs to back up, or say --all')
+  if (!all && except.length > 0) throw refuse('--except goes with --all')
+  return { names, all, except }
+}
+
+async function backUp(
+  selection: BackupSelection,
+  policy: BackupPolicy,
+  repository: Repository,
+  hypervisor: Hypervisor,
+  { freezeLimit: freezeMs }: Options,
+  { settings, signal, screen }: CommandContext,
+): Promise<BackupResult> {
+  const limits = freezeMs === undefined ? settings.limits : { ...settings.limits, freezeMs }
+  const environment = await backupEnvironment({ ...settings, limits }, hypervisor, repository, policy, signal)
+  const onEvent = (event: Parameters<typeof eventLine>[0]) => screen.say(eventLine(event))
+  return backup(selection, { ...environment, onEvent, onProgress: screen.progress })
+}
+
+/** Nothing is made for a backup that will be refused: the plan comes before. */
+async function openOrMakeRepository(
+  directory: string,
+  plan: () => Promise<unknown>,
+  { screen }: CommandContext,
+): Promise<Repository> {
+  if (!(await isToBeMade(directory))) return openRepository(directory)
+  await plan()
+  const made = await createRepository(directory)
+  screen.note(`a new repository was made in ${directory}`)
+  return made
+}
+
+/** Missing or empty. Anything else is left to the repository to judge. */
+async function isToBeMade(directory: string): Promise<boolean> {
+  try {
+    return (await readdir(directory)).every((name) => name === 'lost+found')
+  } catch (error) {
+    return !(error instanceof Failure) && (error as NodeJS.ErrnoException).code === 'ENOENT'
+  }
+}
+
+function planReport(plan: Awaited<ReturnType<typeof planBackup>>, directory: string, toBeMade: boolean): Report {
+  const vms = plan.map((component) => component.plan)
+  const lines = vms.map(vmRecord).flatMap((vm) => {
+    const disks =
+      vm.disks.map(({ target, sizeBytes }) => `${target} (${bytesText(sizeBytes)})`).join(', ') || 'no disks'
+    return [`${vm.name}: ${vm.method}, ${vm.consistency} consistency: ${vm.because}`, `  ${disks}`, ...remarks(vm)]
+  })
+  const where = toBeMade ? `a new repository, to be made in ${directory}` : directory
+  return {
+    document: { dryRun: true, repository: directory, repositoryToBeMade: toBeMade, vms },
+    text: [`would back up ${countText(vms.length, 'VM')} into ${where}:`, ...lines, 'nothing was changed'].join('\n'),
+  }
+}
+
+function resultText(result: BackupResult, location: string, width: number | undefined): string {
+  const vms = result.vms.map((vm: JsonObject) => vmRecord(vm))
+  const disks = vms.flatMap((vm) => vm.disks)
+  const skew = vms.length > 1 ? `, ${durationText(result.skewMs)} between the first and the last copy` : ''
+  return [
+    '',
+    tableText(backedUpColumns, vms.flatMap(backedUpRows), width),
+    '',
+    ...vms.flatMap(remarks),
+    `recovery point ${result.recoveryPoint} in ${location}`,
+    `${countText(disks.length, 'disk')}, ${bytesText(sumOf(disks, 'readBytes'))} read, ` +
+      `${bytesText(sumOf(disks, 'storedBytes'))} stored, in ${durationText(result.durationMs)}${skew}`,
+    ...result.cleanup.map((step) => `left to clean up: ${step} (run umbra recover)`),
+  ].join('\n')
+}

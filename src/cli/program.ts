@@ -1,0 +1,67 @@
+/**
+ * The command line as a whole: `umbra --help` is its documentation. One line per verb; src/cli/commands has the verbs.
+ */
+import { readFileSync } from 'node:fs'
+import { Command } from 'commander'
+import type { ConfigurationFlags } from '../config.ts'
+import type { AddCommand, Run } from './command.ts'
+import { addBackup } from './commands/backup.ts'
+import { addDoctor } from './commands/doctor.ts'
+import { addPoints } from './commands/points.ts'
+import { addRecover } from './commands/recover.ts'
+import { addRestore } from './commands/restore.ts'
+import { addShow } from './commands/show.ts'
+import { addVerify } from './commands/verify.ts'
+import { addVms } from './commands/vms.ts'
+import { addWriters } from './commands/writers.ts'
+
+export interface GlobalOptions extends ConfigurationFlags {
+  readonly json?: true
+}
+
+const verbs: readonly AddCommand[] = [
+  ...[addDoctor, addVms, addWriters],
+  ...[addBackup, addPoints, addShow, addVerify, addRestore, addRecover],
+]
+
+const more = `
+Each option can be settled once: flag over variable (UMBRA_CONNECT, UMBRA_REPOSITORY, UMBRA_STATE, UMBRA_CONFIG) over
+configuration file (connect:, repository:, state:, limits:) over default.
+
+Exit codes:
+  0  done
+  1  failed; nothing was changed, or everything was put back
+  2  wrong usage
+  3  done, but something is left to clean up
+  130  cancelled and put back; a second signal exits at once and leaves that to the next start
+
+First steps:
+  umbra doctor                                    is everything there?
+  umbra vms                                       how would each VM be backed up?
+  umbra backup web01 --repository /backup         the first backup makes the repository
+  umbra points --repository /backup
+  umbra restore ab2c --vm web01 --as web01-copy --repository /backup --dry-run`
+
+export function buildProgram(run: (options: GlobalOptions, ...rest: Parameters<Run>) => Promise<void>): Command {
+  const program = new Command('umbra')
+    .description(
+      'Backs up running virtual machines on libvirt/QEMU hosts without interrupting them, and brings them back.',
+    )
+    .version(version(), '--version')
+    .option('--json', 'print exactly one JSON document on standard output')
+    .option('--connect <uri>', 'libvirt: qemu:///system, or qemu+unix:///system?socket=PATH')
+    .option('--repository <dir>', 'where the recovery points are')
+    .option('--state <dir>', "Umbra's own state (default: /var/lib/umbra for root)")
+    .option('--config <file>', 'configuration file (default: /etc/umbra/umbra.yaml if it is there)')
+    .addHelpText('after', more)
+    .configureHelp({ showGlobalOptions: true, sortSubcommands: false })
+    .configureOutput({ outputError: () => undefined }) // told by main.ts
+    .exitOverride()
+  for (const add of verbs) add(program, (command, options) => run(program.opts(), command, options))
+  return program
+}
+
+function version(): string {
+  const content: unknown = JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8'))
+  return String((content as { version: unknown }).version)
+}

@@ -1,0 +1,107 @@
+/**
+ * What the VM writer tells about a VM (its plan, or the outcome in a recovery point), read for printing. A recovery point
+ * comes from outside and may be of another version: what is missing or odd is left out, nothing here fails.
+ */
+import * as z from 'zod'
+import type { JsonObject } from '../base/cleanup.ts'
+import type { Column } from './output.ts'
+import { bytesText, durationText } from './output.ts'
+
+const count = z.number().min(0).optional().catch(undefined)
+const text = z.string().catch('?')
+
+const diskShape = z.object({
+  target: text,
+  location: z.string().optional().catch(undefined),
+  sizeBytes: count,
+  readBytes: count,
+  storedBytes: count,
+})
+
+const recordShape = z.object({
+  name: text,
+  uuid: text,
+  power: text,
+  method: text,
+  consistency: text,
+  because: z.string().catch(''),
+  reasons: z.array(z.string()).catch([]),
+  freezeMs: count,
+  pausedMs: count,
+  conditions: z.array(z.object({ name: text, met: z.boolean(), detail: text })).catch([]),
+  disks: z.array(diskShape).catch([]),
+  excluded: z.array(z.object({ target: text, reason: text })).catch([]),
+})
+export type VmRecord = z.infer<typeof recordShape>
+type Disk = z.infer<typeof diskShape>
+
+export const vmRecord = (told: JsonObject): VmRecord => recordShape.parse(told)
+
+const contentShape = z.object({
+  vms: z.array(z.looseObject({})).catch([]),
+  skewMs: count,
+  durationMs: count,
+  events: z
+    .array(
+      z.object({
+        atMs: z.number().catch(0),
+        event: text,
+        writer: z.string().optional(),
+        vm: z.string().optional(),
+        detail: z.string().optional(),
+      }),
+    )
+    .catch([]),
+})
+
+/** What a backup left in its recovery point. */
+export function backupContent(content: JsonObject) {
+  const { vms, ...rest } = contentShape.parse(content)
+  return { ...rest, vms: vms.map((vm) => vmRecord(vm as JsonObject)) }
+}
+
+export const isCalled = (vm: VmRecord, nameOrUuid: string): boolean =>
+  vm.name === nameOrUuid || vm.uuid === nameOrUuid.toLowerCase()
+
+export const backedUpColumns: readonly Column[] = [
+  { head: 'VM' },
+  { head: 'METHOD' },
+  { head: 'CONSISTENCY' },
+  { head: 'FROZEN', align: 'right' },
+  { head: 'DISK' },
+  { head: 'SIZE', align: 'right' },
+  { head: 'READ', align: 'right' },
+  { head: 'STORED', align: 'right' },
+]
+
+/** One row per disk; the VM stands in the first one. */
+export function backedUpRows(vm: VmRecord): string[][] {
+  const own = [vm.name, vm.method, vm.consistency, standstill(vm)]
+  const disks: Partial<Disk>[] = vm.disks.length === 0 ? [{ target: 'none', sizeBytes: 0 }] : vm.disks
+  return disks.map(({ target = '', sizeBytes, readBytes, storedBytes }, index) => [
+    ...(index === 0 ? own : own.map(() => '')),
+    target,
+    ...[sizeBytes, readBytes, storedBytes].map((bytes) => (bytes === undefined ? '' : bytesText(bytes))),
+  ])
+}
+
+/** How long the guest could not write: frozen, or paused as a whole. */
+function standstill({ freezeMs = 0, pausedMs = 0 }: VmRecord): string {
+  if (pausedMs > 0) return `${durationText(pausedMs)} paused`
+  return freezeMs > 0 ? durationText(freezeMs) : 'not'
+}
+
+/** Never silent (X1): each disk that was left out, and each reason why less was reached than hoped for. */
+export function remarks(vm: VmRecord): string[] {
+  return [
+    ...vm.reasons.map((reason) => `${vm.name}: ${vm.consistency}, because ${reason}`),
+    ...vm.excluded.map(({ target, reason }) => `${vm.name}: ${target} is not backed up: ${reason}`),
+  ]
+}
+
+export function conditionLines({ conditions }: VmRecord): string[] {
+  return conditions.map(({ name, met, detail }) => `  ${met ? 'met  ' : 'UNMET'}  ${name}: ${detail}`)
+}
+
+export const sumOf = (disks: readonly Disk[], key: 'sizeBytes' | 'readBytes' | 'storedBytes'): number =>
+  disks.reduce((sum, disk) => sum + (disk[key] ?? 0), 0)
