@@ -19,6 +19,7 @@ import type { BackupEnvironment } from './requester/backup.ts'
 import { type JournalHeader, type Recovered, recoverInterrupted, recoverJournal } from './requester/journal.ts'
 import type { RestoreEnvironment } from './requester/restore.ts'
 import { journalDirectory, type SessionOptions, workDirectory } from './requester/session.ts'
+import { startWatchdog } from './requester/watchdog.ts'
 import type { Hypervisor } from './vm/hypervisor.ts'
 import type { BackupPolicy } from './vm/method.ts'
 import { VmRestore } from './vm/restore.ts'
@@ -92,7 +93,7 @@ function sessionOptions(
     uri: hypervisor.uri,
     handlers: undoHandlers(hypervisor),
     clock: systemClock,
-    watchdogCommand: (journal) => [process.execPath, watchdog, journal],
+    startWatchdog: (journal) => startWatchdog({ command: [process.execPath, watchdog, journal] }),
     signal,
   }
 }

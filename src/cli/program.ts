@@ -1,7 +1,6 @@
 /**
  * The command line as a whole: `umbra --help` is its documentation. One line per verb; src/cli/commands has the verbs.
  */
-import { readFileSync } from 'node:fs'
 import { Command } from 'commander'
 import type { ConfigurationFlags } from '../config.ts'
 import type { AddCommand, Run } from './command.ts'
@@ -14,6 +13,7 @@ import { addShow } from './commands/show.ts'
 import { addVerify } from './commands/verify.ts'
 import { addVms } from './commands/vms.ts'
 import { addWriters } from './commands/writers.ts'
+import { version } from './version.ts'
 
 export interface GlobalOptions extends ConfigurationFlags {
   readonly json?: true
@@ -59,9 +59,4 @@ export function buildProgram(run: (options: GlobalOptions, ...rest: Parameters<R
     .exitOverride()
   for (const add of verbs) add(program, (command, options) => run(program.opts(), command, options))
   return program
-}
-
-function version(): string {
-  const content: unknown = JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8'))
-  return String((content as { version: unknown }).version)
 }

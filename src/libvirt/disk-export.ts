@@ -19,7 +19,7 @@ import { connectNbd, type NbdClientOptions, type NbdDevice } from '../disk/nbd-c
 import { failure } from '../errors.ts'
 import type { DiskImage } from '../vm/hypervisor.ts'
 import { type BlockNode, formatNode, keyObjects } from './block-node.ts'
-import { backingChain, type ImageFormat } from './disk-image.ts'
+import { backingChain } from './disk-image.ts'
 import { commandEnvironment, dyingWithParent, OutputTail } from './run-command.ts'
 
 export interface ExportedDisk {

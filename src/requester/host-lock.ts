@@ -5,6 +5,8 @@
 import { createHash } from 'node:crypto'
 import { createServer } from 'node:net'
 
+export type TryLock = (scope: string, name: string) => Promise<AsyncDisposable | undefined>
+
 /** Takes the lock, or answers undefined at once when somebody holds it. Disposal releases it. */
 export function tryLock(scope: string, name: string): Promise<AsyncDisposable | undefined> {
   // A name may be any length and any bytes; a socket address is short.

@@ -11,7 +11,7 @@ import { runUndo, type UndoHandlers, type UndoLog, type UndoRecord } from '../ba
 import { type Clock, systemClock } from '../base/clock.ts'
 import { describeError, invariant } from '../base/failure.ts'
 import type { QuietDuringFreeze } from '../vss/windows.ts'
-import { tryLock } from './host-lock.ts'
+import { type TryLock, tryLock } from './host-lock.ts'
 
 export interface JournalHeader {
   readonly session: string
@@ -62,9 +62,9 @@ export class Journal implements UndoLog, QuietDuringFreeze, AsyncDisposable {
     this.#lock = lock
   }
 
-  static async create(directory: string, content: JournalHeader): Promise<Journal> {
+  static async create(directory: string, content: JournalHeader, take: TryLock = tryLock): Promise<Journal> {
     await mkdir(directory, { recursive: true, mode: 0o700 })
-    const lock = await tryLock(directory, content.session)
+    const lock = await take(directory, content.session)
     invariant(lock !== undefined, 'a session id is used once')
     const path = join(directory, `${content.session}.jsonl`)
     const file = await open(path, constants.O_CREAT | constants.O_EXCL | constants.O_WRONLY | constants.O_APPEND, 0o600)

@@ -11,9 +11,9 @@ import type { ComponentRef } from '../vss/components.ts'
 import { fullPath } from '../vss/components.ts'
 import type { QuietDuringFreeze } from '../vss/windows.ts'
 import { EventStream } from './events.ts'
-import { tryLock } from './host-lock.ts'
+import { type TryLock, tryLock } from './host-lock.ts'
 import { Journal, type JournalHeader, processMark } from './journal.ts'
-import { startWatchdog, type Watchdog } from './watchdog.ts'
+import type { Watchdog } from './watchdog.ts'
 
 export interface SessionOptions {
   readonly what: JournalHeader['what']
@@ -21,8 +21,10 @@ export interface SessionOptions {
   readonly uri: string
   readonly handlers: UndoHandlers
   readonly clock: Clock
-  /** The program of the watchdog for a journal; none in simulations. */
-  readonly watchdogCommand?: (journalPath: string) => readonly string[]
+  /** Starts the watchdog of a journal. */
+  readonly startWatchdog?: (journalPath: string) => Promise<Watchdog>
+  /** The host's own unless a test has to see a process die that lives on. */
+  readonly tryLock?: TryLock
   /** The caller's cancellation. */
   readonly signal: AbortSignal
 }
@@ -34,6 +36,7 @@ export class RequesterSession implements AsyncDisposable {
   readonly quiet: QuietDuringFreeze
   readonly signal: AbortSignal
   readonly #stateDirectory: string
+  readonly #tryLock: TryLock
   readonly #abandoned: AbortController
   readonly #journal: Journal
   readonly #watchdog: Watchdog | undefined
@@ -42,6 +45,7 @@ export class RequesterSession implements AsyncDisposable {
   private constructor(id: string, options: SessionOptions, journal: Journal, watchdog: Watchdog | undefined) {
     this.id = id
     this.#stateDirectory = options.stateDirectory
+    this.#tryLock = options.tryLock ?? tryLock
     this.#journal = journal
     this.#watchdog = watchdog
     this.#abandoned = new AbortController()
@@ -63,16 +67,16 @@ export class RequesterSession implements AsyncDisposable {
     const id = crypto.randomUUID()
     const directory = journalDirectory(options.stateDirectory)
     await mkdir(workDirectory(options.stateDirectory), { recursive: true, mode: 0o700 })
-    const journal = await Journal.create(directory, {
+    const header = {
       session: id,
       what: options.what,
       startedAt: new Date(options.clock.now()).toISOString(),
       uri: options.uri,
       process: processMark() ?? '',
-    })
+    }
+    const journal = await Journal.create(directory, header, options.tryLock)
     try {
-      const command = options.watchdogCommand?.(journal.path)
-      const watchdog = command === undefined ? undefined : await startWatchdog({ command, clock: options.clock })
+      const watchdog = await options.startWatchdog?.(journal.path)
       return new RequesterSession(id, options, journal, watchdog)
     } catch (error) {
       await journal[Symbol.asyncDispose]()
@@ -85,14 +89,14 @@ export class RequesterSession implements AsyncDisposable {
 
   /** Host-wide: one snapshot set in creation at a time (VSS_E_SNAPSHOT_SET_IN_PROGRESS). */
   readonly lockSetCreation = async (): Promise<AsyncDisposable> => {
-    const lock = await tryLock(this.#stateDirectory, 'snapshot-set')
+    const lock = await this.#tryLock(this.#stateDirectory, 'snapshot-set')
     if (lock === undefined) throw failure('VSS_SNAPSHOT_SET_IN_PROGRESS')
     return lock
   }
 
   /** A component belongs to one session at a time, until this session ends. */
   async lockComponent(ref: ComponentRef, label: string): Promise<void> {
-    const lock = await tryLock(this.#stateDirectory, fullPath(ref))
+    const lock = await this.#tryLock(this.#stateDirectory, fullPath(ref))
     if (lock === undefined)
       throw failure('VM_BUSY', { vm: label, reason: 'another backup or restore of it is under way' })
     this.#locks.push(lock)

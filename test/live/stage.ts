@@ -78,6 +78,7 @@ export async function beginStage(name: string, { guestLimits, mounts = {} }: Sta
 
 async function clear(directory: string, libvirtdDirectory: string): Promise<void> {
   if (existsSync(libvirtdDirectory)) {
+    removeNetworks(libvirtdDirectory)
     spawnSync(script, ['stop', libvirtdDirectory, '--domains'], { stdio: 'ignore', timeout: 120_000 })
     await rm(libvirtdDirectory, { recursive: true, force: true })
   }
@@ -86,6 +87,15 @@ async function clear(directory: string, libvirtdDirectory: string): Promise<void
     spawnSync('umount', ['-l', place], { stdio: 'ignore' })
   }
   await rm(directory, { recursive: true, force: true })
+}
+
+/** Bridges belong to the host and outlive the daemon. */
+function removeNetworks(libvirtdDirectory: string): void {
+  const uri = `qemu+unix:///system?socket=${libvirtdDirectory}/run/libvirt-sock`
+  const { stdout } = spawnSync('virsh', ['-q', '-c', uri, 'net-list', '--name'], { encoding: 'utf8', timeout: 30_000 })
+  for (const name of (stdout ?? '').split('\n').filter((line) => line.trim() !== '')) {
+    spawnSync('virsh', ['-q', '-c', uri, 'net-destroy', name.trim()], { stdio: 'ignore', timeout: 30_000 })
+  }
 }
 
 export const virsh = (stage: Stage, ...args: string[]): string =>

@@ -97,3 +97,33 @@ export async function backUp({ service, recorder }: World, leaveAfter?: string):
   await components.backupComplete()
   return components
 }
+
+export type TwoWriters = ReturnType<typeof twoWriters>
+
+/** Everything of the host that a backup touches. */
+export function stateOf({ vms, files, provider, lock, clock, quiet }: TwoWriters) {
+  return {
+    writers: [vms.state, files.state].map(({ prepared, frozen }) => ({ prepared, frozen })),
+    copies: [...provider.copies.keys()],
+    locked: lock.held,
+    timers: clock.pending,
+    held: quiet.filter((line) => line !== 'release').length - quiet.filter((line) => line === 'release').length,
+  }
+}
+
+/** The state of a host that nothing is under way on. */
+export const before = {
+  writers: [
+    { prepared: [], frozen: [] },
+    { prepared: [], frozen: [] },
+  ],
+  copies: [],
+  locked: false,
+  timers: 0,
+  held: 0,
+}
+
+/** How often an event or call happened. */
+export function countOf({ recorder }: World, event: string): number {
+  return recorder.entries.filter((entry) => entry.event === event).length
+}

@@ -18,7 +18,7 @@ import { eventLine } from '../timeline.ts'
 import { backedUpColumns, backedUpRows, remarks, sumOf, vmRecord } from '../vm-record.ts'
 
 interface Options extends BackupPolicy {
-  readonly all?: true
+  readonly all?: boolean
   readonly except: readonly string[]
   readonly freezeLimit?: number
   readonly dryRun?: true

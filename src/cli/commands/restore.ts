@@ -18,7 +18,7 @@ interface Options {
   readonly as?: string
   readonly to?: string
   readonly network: Readonly<Record<string, string>>
-  readonly start?: true
+  readonly start?: boolean
   readonly dryRun?: true
 }
 
