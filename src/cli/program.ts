@@ -25,20 +25,21 @@ const verbs: readonly AddCommand[] = [
 ]
 
 const more = `
-Each option can be settled once: flag over variable (UMBRA_CONNECT, UMBRA_REPOSITORY, UMBRA_STATE, UMBRA_CONFIG) over
-configuration file (connect:, repository:, state:, limits:) over default.
+What is needed each time can be settled once. It is looked for in this order:
+  option, variable (UMBRA_CONNECT, UMBRA_REPOSITORY, UMBRA_STATE, UMBRA_CONFIG),
+  configuration file (connect:, repository:, state:, limits:), default
 
 Exit codes:
-  0  done
-  1  failed; nothing was changed, or everything was put back
-  2  wrong usage
-  3  done, but something is left to clean up
-  130  cancelled and put back; a second signal exits at once and leaves that to the next start
+  0    done
+  1    failed: nothing was changed, or everything was put back
+  2    wrong usage
+  3    done, but something is left to clean up
+  130  cancelled, and put back; a second signal leaves that to the next start
 
 First steps:
-  umbra doctor                                    is everything there?
-  umbra vms                                       how would each VM be backed up?
-  umbra backup web01 --repository /backup         the first backup makes the repository
+  umbra doctor                            is everything there?
+  umbra vms                               how would each VM be backed up?
+  umbra backup web01 --repository /backup the first backup makes the repository
   umbra points --repository /backup
   umbra restore ab2c --vm web01 --as web01-copy --repository /backup --dry-run`
 

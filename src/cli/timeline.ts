@@ -14,3 +14,18 @@ export function eventLine({ atMs, event, writer, vm, detail }: Told): string {
   const rest = [vm ?? writer, detail].filter((word) => word !== undefined && word !== '').join('  ')
   return `${at} s  ${event.padEnd(eventWidth)}  ${rest}`.trimEnd()
 }
+
+/**
+ * Says each event as it comes. The first one waits for the second, so that a request that is refused at once (a misspelt
+ * name) is answered by one line and nothing else.
+ */
+export function openTimeline(say: (line: string) => void): (event: Told) => void {
+  let kept: string[] = []
+  let heard = 0
+  return (event) => {
+    kept.push(eventLine(event))
+    if (++heard < 2) return
+    for (const line of kept) say(line)
+    kept = []
+  }
+}

@@ -94,10 +94,13 @@ function standstill({ freezeMs = 0, pausedMs = 0 }: VmRecord): string {
 /** Never silent (X1): each disk that was left out, and each reason why less was reached than hoped for. */
 export function remarks(vm: VmRecord): string[] {
   return [
-    ...vm.reasons.map((reason) => `${vm.name}: ${vm.consistency}, because ${reason}`),
-    ...vm.excluded.map(({ target, reason }) => `${vm.name}: ${target} is not backed up: ${reason}`),
+    ...vm.reasons.map((reason) => `${vm.name}: ${vm.consistency} consistency: ${reason}`),
+    ...leftOut(vm).map((line) => `${vm.name}: ${line}`),
   ]
 }
+
+export const leftOut = ({ excluded }: VmRecord): string[] =>
+  excluded.map(({ target, reason }) => `${target} is not backed up: ${reason}`)
 
 export function conditionLines({ conditions }: VmRecord): string[] {
   return conditions.map(({ name, met, detail }) => `  ${met ? 'met  ' : 'UNMET'}  ${name}: ${detail}`)

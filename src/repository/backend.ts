@@ -7,12 +7,6 @@
  * within its own limits; what it rejects with is final. Nobody above a backend retries.
  */
 
-/** A part of an object, in bytes. A range that reaches beyond the end of the object is cut there. */
-export interface ByteRange {
-  readonly offset: number
-  readonly length: number
-}
-
 export interface ObjectEntry {
   readonly key: string
   readonly sizeBytes: number
@@ -28,8 +22,13 @@ export interface Backend extends AsyncDisposable {
    * one gets 'stored'. The buffers belong to the backend until the promise settles. REPOSITORY_FULL, REPOSITORY_IO.
    */
   put(key: string, parts: readonly Uint8Array[]): Promise<'stored' | 'exists'>
-  /** The object, or a part of it. REPOSITORY_OBJECT_MISSING when there is none; REPOSITORY_IO. */
-  get(key: string, range?: ByteRange): Promise<Buffer>
+  /** The object. REPOSITORY_OBJECT_MISSING when there is none; REPOSITORY_DAMAGED when it is longer than `maxBytes`; REPOSITORY_IO. */
+  get(key: string, maxBytes: number): Promise<Buffer>
+  /**
+   * Fills `target` (which may be shared memory) with the object's bytes from `offset` on; answers how many there were.
+   * REPOSITORY_OBJECT_MISSING, REPOSITORY_IO.
+   */
+  read(key: string, offset: number, target: Uint8Array): Promise<number>
   /** Every object whose key begins with `prefix` (which ends in '/' or is empty), in no order. */
   list(prefix: string): AsyncIterable<ObjectEntry>
   /** The object is gone when it resolves; that there was none is no error. */

@@ -1,106 +1,84 @@
 /**
- * A chunk to its stored bytes and back: zstd unless that does not pay, and BLAKE3 of the plain bytes as its name.
- * The work runs on the threads of libuv's pool. See docs/repository-format.md, "Records".
+ * A chunk to its stored bytes and back, in place: zstd unless that does not pay, and BLAKE3 of the plain bytes as its name.
+ * Synchronous; codec-threads.ts runs it on threads. See docs/repository-format.md, "Records".
  */
-import { promisify } from 'node:util'
-import { constants, createZstdCompress, zstdDecompress } from 'node:zlib'
-import { invariant } from '../base/failure.ts'
+import { constants, zstdCompressSync, zstdDecompressSync } from 'node:zlib'
 import { blake3Digest } from './blake3.ts'
-import { check, type Encoding, encodings, FormatError, type RecordHeader } from './format.ts'
-import { inSlot, openSlots } from './slots.ts'
-
-const decompress = promisify(zstdDecompress)
+import { check, type Encoding, encodings, FormatError } from './format.ts'
 
 /** zstd levels a repository may be made with: -50 (fast) to 19; -1 is not one, because Node takes it as "not set". */
 export const compressionLevels = { min: -50, default: 1, max: 19 }
 
-/** Compressions at once: as many as libuv's pool has threads, unless UV_THREADPOOL_SIZE says otherwise. */
-export const encodersAtOnce = 4
-
+/** The stored bytes stand at the beginning of the buffer. */
 export interface StoredForm {
   readonly encoding: Encoding
   readonly storedBytes: number
-  /** Together the stored bytes. */
-  readonly parts: readonly Uint8Array[]
 }
 
-/** Compresses chunks, some at once. Disposal frees its contexts; no `encode` may be under way. */
-export interface ChunkEncoder extends Disposable {
-  /** The shorter of the compressed and the plain bytes. `plain` must not change while the answer is in use: it may be part of it. */
-  encode(plain: Buffer): Promise<StoredForm>
+/** Where in a buffer the stored bytes of a record stand, and what they must become. */
+export interface StoredRecord {
+  readonly id: Uint8Array
+  readonly encoding: Encoding
+  readonly storedAt: number
+  readonly storedBytes: number
+  readonly plainBytes: number
 }
 
-export function openEncoder(level: number, maxPlainBytes: number): ChunkEncoder {
-  const slots = openSlots(encodersAtOnce)
-  const idle: Lane[] = []
-  return {
-    async encode(plain) {
-      const raw = { encoding: encodings.raw, storedBytes: plain.length, parts: [plain] }
-      if (looksIncompressible(plain)) return raw
-      return inSlot(slots, async () => {
-        const lane = idle.pop() ?? openLane(level, maxPlainBytes)
-        const parts = await lane.compress(plain)
-        idle.push(lane) // a lane that failed is not used again
-        const storedBytes = parts.reduce((sum, part) => sum + part.length, 0)
-        return storedBytes < plain.length ? { encoding: encodings.zstd, storedBytes, parts } : raw
-      })
-    },
-    [Symbol.dispose]() {
-      for (const lane of idle) lane.close()
-      idle.length = 0
-    },
-  }
-}
-
-/** One zstd context used again and again: to make and drop one for every chunk costs an eighth of the processor time. */
-interface Lane {
-  compress(plain: Buffer): Promise<Uint8Array[]>
-  close(): void
-}
-
-function openLane(level: number, maxPlainBytes: number): Lane {
-  const outputBytes = 4 * Math.max(maxPlainBytes, 512 * 1024)
-  const stream = createZstdCompress({
-    flush: constants.ZSTD_e_end, // every write is one whole frame
-    chunkSize: outputBytes, // of one output buffer; with Node's 16 KiB this takes two to three times as long
+/** Replaces the first `plainBytes` of `buffer` by their compressed form, if that is shorter. */
+export function encodeInPlace(buffer: Buffer, plainBytes: number, level: number): StoredForm {
+  const packed = zstdCompressSync(buffer.subarray(0, plainBytes), {
+    // One output buffer for all there can be: with Node's 16 KiB pieces this takes two to three times as long.
+    chunkSize: plainBytes + Math.ceil(plainBytes / 128) + 512,
+    pledgedSrcSize: plainBytes,
     params: { [constants.ZSTD_c_compressionLevel]: level },
   })
-  let parts: Uint8Array[] = []
-  let fail: ((error: unknown) => void) | undefined
-  stream.on('data', (part: Buffer) => parts.push(part))
-  stream.on('error', (error) => fail?.(error))
-  return {
-    compress(plain) {
-      invariant(parts.length === 0, 'a lane compresses one chunk at a time')
-      return new Promise((resolve, reject) => {
-        fail = reject
-        stream.write(plain, (error) => {
-          const frame = parts
-          parts = []
-          if (error) reject(error)
-          else resolve(frame)
-        })
-      })
-    },
-    close: () => stream.destroy(),
+  const storedBytes = packed.length
+  const pays = storedBytes < plainBytes
+  if (pays) buffer.set(packed)
+  freeNow(packed)
+  return pays ? { encoding: encodings.zstd, storedBytes } : { encoding: encodings.raw, storedBytes: plainBytes }
+}
+
+/**
+ * Turns a record within `buffer` into its plain bytes, proven by its id, and answers where in `buffer` they begin.
+ * FormatError when they are not what the id says.
+ */
+export function decodeInPlace(buffer: Buffer, record: StoredRecord): number {
+  const stored = buffer.subarray(record.storedAt, record.storedAt + record.storedBytes)
+  check(stored.length === record.storedBytes, 'the record is cut off')
+  check(record.plainBytes <= buffer.length, `a record of ${record.plainBytes} bytes`)
+  if (record.encoding === encodings.raw) {
+    check(record.storedBytes === record.plainBytes, 'a raw record of the wrong length')
+    check(blake3Digest(stored).equals(record.id), 'the data does not match its digest')
+    return record.storedAt
   }
-}
-
-/** The plain bytes of a record, proven by its id. FormatError when they are not what the id says. */
-export async function decodeChunk(header: RecordHeader, stored: Buffer): Promise<Buffer> {
-  check(stored.length === header.storedBytes, 'the record is cut off')
-  const plain = header.encoding === encodings.raw ? stored : await expand(header, stored)
-  check(plain.length === header.plainBytes, `${plain.length} bytes instead of ${header.plainBytes}`)
-  check(blake3Digest(plain).equals(header.id), 'the data does not match its digest')
-  return plain
-}
-
-async function expand(header: RecordHeader, stored: Buffer): Promise<Buffer> {
+  const plain = expand(stored, record.plainBytes)
   try {
-    return await decompress(stored, { chunkSize: header.plainBytes + 64, maxOutputLength: header.plainBytes })
+    check(plain.length === record.plainBytes, `${plain.length} bytes instead of ${record.plainBytes}`)
+    check(blake3Digest(plain).equals(record.id), 'the data does not match its digest')
+    buffer.set(plain)
+  } finally {
+    freeNow(plain)
+  }
+  return 0
+}
+
+function expand(stored: Buffer, plainBytes: number): Buffer {
+  try {
+    return zstdDecompressSync(stored, { chunkSize: plainBytes + 64, maxOutputLength: plainBytes })
   } catch (error) {
     throw new FormatError('the data does not decompress', { cause: error })
   }
+}
+
+/**
+ * Gives the memory of a buffer nobody else has back at once. Left to the collector, buffers outside of its heap drive it to
+ * collect all of the heap every hundred chunks, which takes a third of the processor time of a restore.
+ */
+function freeNow(buffer: Buffer): void {
+  const memory = buffer.buffer
+  // Small buffers share Node's pool.
+  if (memory instanceof ArrayBuffer && memory.byteLength > 2 * Buffer.poolSize) memory.transfer(0)
 }
 
 const sampleCount = 16

@@ -5,13 +5,14 @@
 import { Failure, invariant } from '../base/failure.ts'
 import { failure } from '../errors.ts'
 import type { Backend } from './backend.ts'
-import { decodeChunk } from './chunk-codec.ts'
-import { type ChunkLocation, ChunkTable } from './chunk-table.ts'
+import { ChunkTable } from './chunk-table.ts'
+import { type CodecThreads, openCodecThreads, type SharedBuffer } from './codec-threads.ts'
 import { segmentMaxBytes } from './disk-index.ts'
 import {
   check,
   decodeIndex,
   FormatError,
+  indexMaxBytes,
   objectKeys,
   type PackListing,
   readRecordHeader,
@@ -19,33 +20,42 @@ import {
   recordHeaderBytes,
   tocEntries,
 } from './format.ts'
-import { inSlot, openSlots } from './slots.ts'
+import { inSlot, openSlots, type Slots } from './slots.ts'
 
 /** Decoded chunks kept: enough that some sequential readers do not decode twice. */
 const cachedChunks = 12
-/** Chunks read and decoded at once. */
-const decodersAtOnce = 4
 
-/** The largest plain record of a repository. */
-export function maxPlainBytes(chunkSizeBytes: number): number {
-  return Math.max(chunkSizeBytes, segmentMaxBytes)
+/** A decoded chunk, or one on its way, in a buffer that goes back when nobody needs it. */
+interface CachedChunk {
+  readonly decoded: Promise<DecodedChunk>
+  users: number
+  evicted: boolean
 }
 
-export class ChunkStore {
+interface DecodedChunk {
+  readonly buffer: SharedBuffer
+  readonly plain: Buffer
+}
+
+/** Disposal ends the codec threads. */
+export class ChunkStore implements AsyncDisposable {
   readonly #backend: Backend
-  readonly #maxPlainBytes: number
+  readonly maxPlainBytes: number
   readonly table: ChunkTable
+  readonly threads: CodecThreads
   readonly #packKeys: string[] = []
   readonly #packNumbers = new Map<string, number>()
   readonly #loadedIndexes = new Set<string>()
-  readonly #cache = new Map<string, Promise<Buffer>>()
-  readonly #decoders = openSlots(decodersAtOnce)
+  readonly #cache = new Map<string, CachedChunk>()
+  readonly #decoders: Slots
   #refreshing: Promise<void> | undefined
 
   constructor(backend: Backend, chunkSizeBytes: number) {
     this.#backend = backend
-    this.#maxPlainBytes = maxPlainBytes(chunkSizeBytes)
-    this.table = new ChunkTable(recordBytes(this.#maxPlainBytes))
+    this.maxPlainBytes = Math.max(chunkSizeBytes, segmentMaxBytes)
+    this.table = new ChunkTable(recordBytes(this.maxPlainBytes))
+    this.threads = openCodecThreads(this.table.maxReadBytes)
+    this.#decoders = openSlots(this.threads.jobsAtOnce)
   }
 
   /** Loads the index objects that are new since the last time. REPOSITORY_DAMAGED names one that can not be read. */
@@ -59,7 +69,7 @@ export class ChunkStore {
   async #loadNewIndexes(): Promise<void> {
     for await (const { key } of this.#backend.list('indexes/')) {
       if (this.#loadedIndexes.has(key)) continue
-      const object = await this.#backend.get(key)
+      const object = await this.#backend.get(key, indexMaxBytes)
       try {
         for (const pack of decodeIndex(object)) this.#addPack(pack)
       } catch (error) {
@@ -81,7 +91,7 @@ export class ChunkStore {
     const packNumber = this.#packNumbers.get(key) ?? this.#packKeys.push(key) - 1
     this.#packNumbers.set(key, packNumber)
     for (const entry of tocEntries(pack.toc)) {
-      check(entry.plainBytes <= this.#maxPlainBytes, `a record of ${entry.plainBytes} bytes`)
+      check(entry.plainBytes <= this.maxPlainBytes, `a record of ${entry.plainBytes} bytes`)
       if (this.table.find(entry.id) !== -1) continue // stored twice by two that wrote at once: one is enough
       const number = this.table.insert(entry.id)
       this.table.setLocation(number, packNumber, entry.offset, recordBytes(entry.storedBytes))
@@ -92,51 +102,94 @@ export class ChunkStore {
     return this.table.find(id) !== -1
   }
 
-  /** The plain bytes of chunk `id`; do not change them. FormatError says what is wrong with it. */
-  async read(id: Buffer): Promise<Buffer> {
+  /** Calls `use` with the plain bytes of chunk `id`, which are valid only during the call. FormatError says what is wrong. */
+  async withChunk<T>(id: Buffer, use: (plain: Buffer) => T): Promise<T> {
     const name = id.toString('latin1')
-    const cached = this.#cache.get(name)
-    const reading = cached ?? inSlot(this.#decoders, () => this.#readStored(id))
+    const chunk = this.#cache.get(name) ?? { decoded: this.#readStored(id), users: 0, evicted: false }
+    chunk.users += 1
     this.#cache.delete(name)
-    this.#cache.set(name, reading)
-    if (cached === undefined) {
-      reading.catch(() => this.#cache.delete(name))
-      const [oldest] = this.#cache.keys()
-      if (this.#cache.size > cachedChunks && oldest !== undefined) this.#cache.delete(oldest)
+    this.#cache.set(name, chunk)
+    this.#evictOldest()
+    try {
+      return use((await chunk.decoded).plain)
+    } catch (error) {
+      if (this.#cache.get(name) === chunk) this.#cache.delete(name)
+      chunk.evicted = true
+      throw error
+    } finally {
+      chunk.users -= 1
+      this.#reclaim(chunk)
     }
-    return reading
   }
 
-  async #readStored(id: Buffer): Promise<Buffer> {
+  /** A copy of the chunk, for what is small and kept. */
+  read(id: Buffer): Promise<Buffer> {
+    return this.withChunk(id, (plain) => Buffer.from(plain))
+  }
+
+  #evictOldest(): void {
+    if (this.#cache.size <= cachedChunks) return
+    const [oldest] = this.#cache
+    if (oldest === undefined) return
+    this.#cache.delete(oldest[0])
+    oldest[1].evicted = true
+    this.#reclaim(oldest[1])
+  }
+
+  #reclaim(chunk: CachedChunk): void {
+    if (!chunk.evicted || chunk.users > 0) return
+    chunk.decoded.then(
+      ({ buffer }) => this.threads.giveBuffer(buffer),
+      () => undefined, // gave its buffer back itself
+    )
+  }
+
+  async #readStored(id: Buffer): Promise<DecodedChunk> {
     if (!this.has(id)) await this.refresh()
     const number = this.table.find(id)
     check(number !== -1, 'no index names this chunk')
-    const location = this.table.location(number)
-    invariant(location !== undefined, 'a published chunk has no place')
-    const record = await this.#readRecord(location)
-    const header = readRecordHeader(record)
-    check(header.id.equals(id), 'another chunk is stored in its place')
-    return decodeChunk(header, record.subarray(recordHeaderBytes, recordHeaderBytes + header.storedBytes))
+    return inSlot(this.#decoders, () => this.#decode(number, id))
   }
 
-  async #readRecord(location: ChunkLocation): Promise<Buffer> {
+  /** Reads the chunk `number` and proves it; answers the bytes read from its pack. FormatError says what is wrong. */
+  async verify(number: number): Promise<void> {
+    const { buffer } = await inSlot(this.#decoders, () => this.#decode(number, undefined))
+    this.threads.giveBuffer(buffer)
+  }
+
+  async #decode(number: number, id: Buffer | undefined): Promise<DecodedChunk> {
+    const location = this.table.location(number)
+    invariant(location !== undefined, 'a published chunk has no place')
+    const buffer = this.threads.takeBuffer()
     try {
-      return await this.#backend.get(this.packKey(location.packNumber), {
-        offset: location.offset,
-        length: location.readBytes,
-      })
+      const target = buffer.subarray(0, location.readBytes)
+      const length = await this.#readPack(location.packNumber, location.offset, target)
+      const { kind: _, ...header } = readRecordHeader(target.subarray(0, length))
+      check(id === undefined || header.id.equals(id), 'another chunk is stored in its place')
+      check(this.table.find(header.id) === number, 'another chunk is stored in its place')
+      check(recordHeaderBytes + header.storedBytes <= length, 'the record is cut off')
+      // The header's id is a view of the buffer, which the plain bytes overwrite.
+      const record = { ...header, id: Uint8Array.from(header.id), storedAt: recordHeaderBytes }
+      const plainAt = await this.threads.decode(buffer, record)
+      return { buffer, plain: buffer.subarray(plainAt, plainAt + header.plainBytes) }
     } catch (error) {
-      if (error instanceof Failure && error.code === 'REPOSITORY_OBJECT_MISSING') {
-        throw new FormatError(error.message, { cause: error })
-      }
+      this.threads.giveBuffer(buffer)
       throw error
     }
   }
 
-  /** The key of the pack `packNumber`. */
-  packKey(packNumber: number): string {
+  async #readPack(packNumber: number, offset: number, target: Uint8Array): Promise<number> {
     const key = this.#packKeys[packNumber]
     invariant(key !== undefined, 'no such pack')
-    return key
+    try {
+      return await this.#backend.read(key, offset, target)
+    } catch (error) {
+      if (!(error instanceof Failure) || error.code !== 'REPOSITORY_OBJECT_MISSING') throw error
+      throw new FormatError(error.message, { cause: error })
+    }
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.threads[Symbol.asyncDispose]()
   }
 }

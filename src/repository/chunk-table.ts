@@ -29,6 +29,11 @@ export class ChunkTable {
     this.#unitBytes = Math.ceil(maxRecordBytes / 255 / 8) * 8
   }
 
+  /** No location asks to read more. */
+  get maxReadBytes(): number {
+    return 255 * this.#unitBytes
+  }
+
   get size(): number {
     return this.#size
   }

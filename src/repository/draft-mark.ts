@@ -5,7 +5,7 @@
 import * as z from 'zod'
 import { Failure } from '../base/failure.ts'
 import type { Backend } from './backend.ts'
-import { FormatError, objectKeys } from './format.ts'
+import { FormatError, objectKeys, smallDocumentMaxBytes } from './format.ts'
 import { ownProcessMark, type ProcessMark, processState } from './process-mark.ts'
 import { makePointId } from './recovery-point.ts'
 import { sealJson, unsealJson } from './sealed-json.ts'
@@ -62,7 +62,7 @@ export async function draftWriter(backend: Backend, id: string): Promise<string 
 /** Undefined when there is no marker, or one that a crash of the storage has spoiled. */
 async function readMark(backend: Backend, id: string): Promise<ProcessMark | undefined> {
   try {
-    return unsealJson(kind, await backend.get(objectKeys.draft(id)), markShape)
+    return unsealJson(kind, await backend.get(objectKeys.draft(id), smallDocumentMaxBytes), markShape)
   } catch (error) {
     if (error instanceof Failure && error.code === 'REPOSITORY_OBJECT_MISSING') return undefined
     if (error instanceof FormatError) return undefined

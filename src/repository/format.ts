@@ -16,6 +16,10 @@ export const chunkSizeLimits = { minBytes: 64 * 1024, defaultBytes: 512 * 1024, 
 export const packSizeBytes = 16 * 1024 * 1024
 /** No pack of any version is larger. */
 export const packSizeLimitBytes = 128 * 1024 * 1024
+/** The longest of the small sealed documents: the configuration and the markers of drafts. */
+export const smallDocumentMaxBytes = 64 * 1024
+/** The longest index object. */
+export const indexMaxBytes = 256 * 1024 * 1024
 /** Packs named by one index object, so that each is read in one piece. */
 export const packsPerIndex = 1024
 

@@ -8,7 +8,7 @@ import { type FileHandle, link, mkdir, open, opendir, readdir, rename, rm, stat 
 import path from 'node:path'
 import { invariant } from '../base/failure.ts'
 import { failure } from '../errors.ts'
-import { type Backend, type ByteRange, isObjectKey, type ObjectEntry } from './backend.ts'
+import { type Backend, isObjectKey, type ObjectEntry } from './backend.ts'
 import { ownProcessMark, parseProcessMark, processMarkText, processState } from './process-mark.ts'
 
 /** Files kept open for ranged reads: a reader comes back to the same few packs. */
@@ -51,11 +51,27 @@ class LocalBackend implements Backend {
     }
   }
 
-  async get(key: string, range?: ByteRange): Promise<Buffer> {
+  async get(key: string, maxBytes: number): Promise<Buffer> {
+    return this.#withFile(key, async (handle) => {
+      const { size } = await handle.stat()
+      if (size > maxBytes) {
+        const reason = `it has ${size} bytes, at most ${maxBytes} are possible`
+        throw failure('REPOSITORY_DAMAGED', { path: this.#path(key), reason })
+      }
+      const object = Buffer.allocUnsafeSlow(size)
+      return object.subarray(0, await readFully(handle, 0, object))
+    })
+  }
+
+  async read(key: string, offset: number, target: Uint8Array): Promise<number> {
+    return this.#withFile(key, (handle) => readFully(handle, offset, target))
+  }
+
+  async #withFile<T>(key: string, use: (handle: FileHandle) => Promise<T>): Promise<T> {
     try {
       const file = await this.#openShared(key)
       try {
-        return await readRange(file.handle, range ?? { offset: 0, length: (await file.handle.stat()).size })
+        return await use(file.handle)
       } finally {
         file.release()
       }
@@ -195,15 +211,14 @@ function shareFile(handle: FileHandle): SharedFile {
   }
 }
 
-async function readRange(handle: FileHandle, range: ByteRange): Promise<Buffer> {
-  const buffer = Buffer.allocUnsafe(range.length)
+async function readFully(handle: FileHandle, offset: number, target: Uint8Array): Promise<number> {
   let filled = 0
-  while (filled < range.length) {
-    const { bytesRead } = await handle.read(buffer, filled, range.length - filled, range.offset + filled)
+  while (filled < target.length) {
+    const { bytesRead } = await handle.read(target, filled, target.length - filled, offset + filled)
     if (bytesRead === 0) break
     filled += bytesRead
   }
-  return buffer.subarray(0, filled)
+  return filled
 }
 
 async function writeSynced(file: string, parts: readonly Uint8Array[]): Promise<void> {

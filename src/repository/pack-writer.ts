@@ -47,7 +47,7 @@ export class PackWriter {
   }
 
   /** Resolves when the record is in a pack (not yet on stable storage) and `payload` may be used again. */
-  append(header: RecordHeader, payload: readonly Uint8Array[]): Promise<void> {
+  append(header: RecordHeader, payload: Uint8Array): Promise<void> {
     const appended = this.#appending.then(() => this.#append(header, payload))
     this.#appending = appended.catch(() => undefined) // whoever called append is told
     return appended
@@ -69,17 +69,13 @@ export class PackWriter {
     for (const outcome of outcomes) if (outcome.status === 'rejected') throw outcome.reason
   }
 
-  async #append(header: RecordHeader, payload: readonly Uint8Array[]): Promise<void> {
+  async #append(header: RecordHeader, payload: Uint8Array): Promise<void> {
     const pack = await this.#packWithRoom(recordBytes(header.storedBytes))
     const offset = pack.usedBytes
     writeRecordHeader(pack.buffer, offset, header)
-    let end = offset + recordHeaderBytes
-    for (const part of payload) {
-      pack.buffer.set(part, end)
-      end += part.length
-    }
+    pack.buffer.set(payload, offset + recordHeaderBytes)
     pack.usedBytes = offset + recordBytes(header.storedBytes)
-    pack.buffer.fill(0, end, pack.usedBytes)
+    pack.buffer.fill(0, offset + recordHeaderBytes + header.storedBytes, pack.usedBytes)
     pack.toc.push(encodeTocEntry({ ...header, offset }))
   }
 

@@ -8,9 +8,9 @@ import { invariant } from '../base/failure.ts'
 import { failure } from '../errors.ts'
 import type { Backend } from './backend.ts'
 import { asBuffer, blake3Digest } from './blake3.ts'
-import { type ChunkEncoder, encodersAtOnce, openEncoder } from './chunk-codec.ts'
-import { type ChunkStore, maxPlainBytes } from './chunk-store.ts'
+import type { ChunkStore } from './chunk-store.ts'
 import { ChunkTable } from './chunk-table.ts'
+import type { SharedBuffer } from './codec-threads.ts'
 import { chunkCountOf, StreamMapBuilder } from './disk-index.ts'
 import {
   encodeIndex,
@@ -33,10 +33,7 @@ import {
   type RecoveryPoint,
   type StreamSummary,
 } from './recovery-point.ts'
-import { openSlots } from './slots.ts'
-
-/** Chunks between acceptance and their pack: enough to keep all threads of the pool compressing. */
-const chunksInFlight = encodersAtOnce + 2
+import { openSlots, type Slots } from './slots.ts'
 
 /** Disposal discards the draft unless it was committed. */
 export interface PointDraft extends AsyncDisposable {
@@ -86,14 +83,13 @@ export class OpenDraft implements PointDraft {
   readonly context: DraftContext
   readonly #packs: PackWriter
   readonly #own: ChunkTable
-  readonly #encoder: ChunkEncoder
-  readonly #slots = openSlots(chunksInFlight)
-  readonly #freeBuffers: Buffer[] = []
+  readonly #slots: Slots
   readonly #background = new Set<Promise<void>>()
   readonly #streams: ManifestStream[] = []
   readonly #documents: ManifestDocument[] = []
   readonly #names = new Set<string>()
   #failed: { error: unknown } | undefined
+  #committing: Promise<RecoveryPoint> | undefined
   #state: 'open' | 'committed' | 'over' = 'open'
 
   constructor(id: string, context: DraftContext) {
@@ -101,8 +97,8 @@ export class OpenDraft implements PointDraft {
     this.context = context
     const { backend, repositoryId, chunkSizeBytes } = context
     this.#packs = new PackWriter(backend, id, { repositoryId, chunkSizeBytes })
-    this.#encoder = openEncoder(context.compressionLevel, maxPlainBytes(chunkSizeBytes))
-    this.#own = new ChunkTable(recordBytes(maxPlainBytes(chunkSizeBytes)))
+    this.#own = new ChunkTable(recordBytes(context.store.maxPlainBytes))
+    this.#slots = openSlots(context.store.threads.jobsAtOnce)
   }
 
   async openStream(name: string, sizeBytes: number): Promise<StreamWriter> {
@@ -119,10 +115,15 @@ export class OpenDraft implements PointDraft {
     this.#documents.push({ name, blob })
   }
 
-  async commit(content: JsonObject): Promise<RecoveryPoint> {
+  commit(content: JsonObject): Promise<RecoveryPoint> {
+    const committing = this.#commit(content)
+    this.#committing = committing
+    return committing
+  }
+
+  async #commit(content: JsonObject): Promise<RecoveryPoint> {
     invariant(this.#state === 'open', 'the draft is over')
     await this.#drain()
-    this.#encoder[Symbol.dispose]()
     await this.#publish(await this.#packs.finish())
     const manifest: Manifest = {
       id: this.id,
@@ -164,13 +165,15 @@ export class OpenDraft implements PointDraft {
     if (this.context.store.has(id) || this.#own.find(id) !== -1) return { id, isNew: false }
     this.#own.insert(id) // before waiting, so that the same chunk coming at the same time is stored once
     await this.#slots.take()
-    const copy = this.#takeBuffer(plain)
-    const work = this.#encode(id, kind, copy.subarray(0, plain.length), onStored)
+    const { threads } = this.context.store
+    const buffer = threads.takeBuffer()
+    buffer.set(plain)
+    const work = this.#encode(id, kind, buffer, plain.length, onStored)
       .catch((error: unknown) => {
         this.#failed ??= { error }
       })
       .finally(() => {
-        this.#freeBuffers.push(copy)
+        threads.giveBuffer(buffer)
         this.#background.delete(work)
         this.#slots.give()
       })
@@ -178,16 +181,18 @@ export class OpenDraft implements PointDraft {
     return { id, isNew: true }
   }
 
-  #takeBuffer(plain: Buffer): Buffer {
-    const copy = this.#freeBuffers.pop() ?? Buffer.allocUnsafeSlow(maxPlainBytes(this.context.chunkSizeBytes))
-    copy.set(plain)
-    return copy
-  }
-
-  async #encode(id: Buffer, kind: RecordKind, plain: Buffer, onStored?: (storedBytes: number) => void): Promise<void> {
+  async #encode(
+    id: Buffer,
+    kind: RecordKind,
+    buffer: SharedBuffer,
+    plainBytes: number,
+    onStored?: (storedBytes: number) => void,
+  ): Promise<void> {
     if (this.#failed !== undefined || this.#state !== 'open') return
-    const { encoding, storedBytes, parts } = await this.#encoder.encode(plain)
-    await this.#packs.append({ id, kind, encoding, storedBytes, plainBytes: plain.length }, parts)
+    const { store, compressionLevel } = this.context
+    const { encoding, storedBytes } = await store.threads.encode(buffer, plainBytes, compressionLevel)
+    const payload = buffer.subarray(0, storedBytes)
+    await this.#packs.append({ id, kind, encoding, storedBytes, plainBytes }, payload)
     onStored?.(recordHeaderBytes + storedBytes)
   }
 
@@ -224,10 +229,10 @@ export class OpenDraft implements PointDraft {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
+    await this.#committing?.catch(() => undefined) // whoever called commit is told, and may not have waited for it
     if (this.#state !== 'open') return
     this.#state = 'over'
     await Promise.all(this.#background)
-    this.#encoder[Symbol.dispose]()
     await this.#packs.settle().catch(() => undefined) // what failed was thrown before, or does not matter any more
     await this.context.discard(this.id)
   }

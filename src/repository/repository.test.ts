@@ -3,7 +3,7 @@
  */
 import assert from 'node:assert/strict'
 import { randomBytes } from 'node:crypto'
-import { mkdtemp, readdir, readFile, rm, truncate, writeFile } from 'node:fs/promises'
+import { mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { test } from 'node:test'
@@ -75,4 +75,165 @@ test('what was written comes back, with its documents and its content', async ()
   assert.equal(Buffer.from(await point.readDocument('domain.xml')).toString(), '<domain/>')
   assert.equal((await point.readDocument('empty')).length, 0)
   assert.deepEqual((await repository.verify()).damage, [])
+})
+
+test('extents tell data from zeros without reading, merged', async () => {
+  await using place = await temporaryFolder()
+  await using repository = await createRepository(place.folder, { chunkSizeBytes })
+  await using draft = await repository.beginPoint()
+  const chunkCount = 5 * 4096 + 3 // six segments of the map, most of them zeros
+  await using stream = await draft.openStream('disk', chunkCount * chunkSizeBytes - 7)
+  for (const number of [1, 2, 4095, 4096, 3 * 4096]) await stream.writeChunk(number, randomBytes(chunkSizeBytes))
+  await stream.writeChunk(chunkCount - 1, randomBytes(chunkSizeBytes - 7))
+  await stream.writeChunk(0, Buffer.alloc(chunkSizeBytes))
+  await stream.finish()
+  await using source = await (await draft.commit({})).openStream('disk')
+  const runs: string[] = []
+  for await (const extent of source.extents(0, source.sizeBytes)) {
+    const first = extent.offset / chunkSizeBytes
+    const length = Math.ceil(extent.length / chunkSizeBytes)
+    runs.push(`${extent.data ? 'data' : 'zero'} ${first}+${length}`)
+  }
+  const expected =
+    'zero 0+1, data 1+2, zero 3+4092, data 4095+2, zero 4097+8191, data 12288+1, zero 12289+8193, data 20482+1'
+  assert.equal(runs.join(', '), expected)
+})
+
+test('any read of any stream answers what was written', async () => {
+  await using place = await temporaryFolder()
+  await using repository = await createRepository(place.folder, { chunkSizeBytes })
+  const data = randomBytes(6 * chunkSizeBytes + 4321)
+  data.fill(0, chunkSizeBytes, 2 * chunkSizeBytes)
+  data.fill('a', 3 * chunkSizeBytes, 4 * chunkSizeBytes)
+  await using source = await (await writeStream(repository, 'disk', data)).openStream('disk')
+  const range = fc
+    .tuple(fc.nat(data.length), fc.nat(data.length))
+    .map(([one, other]) => [Math.min(one, other), Math.max(one, other)] as const)
+  await fc.assert(
+    fc.asyncProperty(fc.array(range, { minLength: 1, maxLength: 8 }), async (ranges) => {
+      const reads = ranges.map(async ([start, end]) => {
+        const target = Buffer.alloc(end - start)
+        await source.read(start, target)
+        assert.ok(target.equals(data.subarray(start, end)))
+      })
+      await Promise.all(reads)
+    }),
+    { numRuns: 30 },
+  )
+})
+
+test('chunks that are there are not stored again, by the same repository or another process', async () => {
+  await using place = await temporaryFolder()
+  await using repository = await createRepository(place.folder, { chunkSizeBytes })
+  const data = randomBytes(4 * chunkSizeBytes)
+  await writeStream(repository, 'disk', data)
+  const changed = Buffer.from(data)
+  changed.fill('new', 0, 100)
+  const second = await writeStream(repository, 'disk', changed)
+  assert.equal(second.streams[0]?.newChunks, 1)
+  assert.equal(second.streams[0]?.knownChunks, 3)
+  await using other = await openRepository(place.folder)
+  const third = await writeStream(other, 'disk', changed)
+  assert.equal(third.streams[0]?.newChunks, 0)
+  assert.equal(third.streams[0]?.storedBytes, 0)
+  assert.deepEqual(await readStream(await repository.point(third.id), 'disk'), changed)
+})
+
+test('two drafts at once do not rely on each other: one is discarded, the other restores', async () => {
+  await using place = await temporaryFolder()
+  await using repository = await createRepository(place.folder, { chunkSizeBytes })
+  const data = randomBytes(3 * chunkSizeBytes)
+  let kept: RecoveryPoint
+  {
+    await using discarded = await repository.beginPoint()
+    await using first = await discarded.openStream('disk', data.length)
+    for (const number of [0, 1, 2])
+      await first.writeChunk(number, data.subarray(number * chunkSizeBytes, (number + 1) * chunkSizeBytes))
+    await first.finish()
+    kept = await writeStream(repository, 'disk', data)
+  }
+  assert.deepEqual(
+    (await repository.listPoints()).map(({ id }) => id),
+    [kept.id],
+  )
+  assert.deepEqual(await readStream(kept, 'disk'), data)
+  assert.deepEqual((await repository.verify()).damage, [])
+})
+
+test('a draft that is disposed leaves nothing but its repository', async () => {
+  await using place = await temporaryFolder()
+  await using repository = await createRepository(place.folder, { chunkSizeBytes })
+  {
+    await using draft = await repository.beginPoint()
+    await using stream = await draft.openStream('disk', 400 * chunkSizeBytes)
+    for (let number = 0; number < 400; number += 1) await stream.writeChunk(number, randomBytes(chunkSizeBytes))
+    await draft.putDocument('note', Buffer.from('note'))
+  }
+  const files = (await filesUnder(place.folder)).map((file) => path.relative(place.folder, file))
+  assert.deepEqual(files, ['umbra-repository.json'])
+})
+
+test('a point is found by the beginning of its id and by its last letters, and only if that is clear', async () => {
+  await using place = await temporaryFolder()
+  await using repository = await createRepository(place.folder, { chunkSizeBytes })
+  const one = await writeStream(repository, 'disk', Buffer.alloc(10, 1))
+  const other = await writeStream(repository, 'disk', Buffer.alloc(10, 2))
+  assert.match(one.id, /^\d{8}T\d{6}Z-[a-z0-9]{4}$/)
+  assert.equal((await repository.point(one.id.slice(-4))).id, one.id)
+  assert.equal((await repository.point(other.id)).id, other.id)
+  await assert.rejects(repository.point(one.id.slice(0, 6)), withCode('RECOVERY_POINT_AMBIGUOUS'))
+  await assert.rejects(repository.point('1999'), withCode('RECOVERY_POINT_NOT_FOUND'))
+  await assert.rejects(one.openStream('other'), withCode('RECOVERY_POINT_PART_NOT_FOUND'))
+  await assert.rejects(one.readDocument('other'), withCode('RECOVERY_POINT_PART_NOT_FOUND'))
+  await repository.deletePoint(one.id)
+  await repository.deletePoint(one.id)
+  await assert.rejects(repository.point(one.id), withCode('RECOVERY_POINT_NOT_FOUND'))
+  assert.deepEqual(await readStream(other, 'disk'), Buffer.alloc(10, 2))
+})
+
+test('what is no repository is refused, each in its own words', async () => {
+  await using place = await temporaryFolder()
+  const file = path.join(place.folder, 'file')
+  await writeFile(file, 'x')
+  await assert.rejects(openRepository(path.join(place.folder, 'nothing')), withCode('REPOSITORY_NOT_FOUND'))
+  await assert.rejects(openRepository(file), withCode('REPOSITORY_NOT_ONE'))
+  await assert.rejects(openRepository(place.folder), withCode('REPOSITORY_NOT_ONE'))
+  await assert.rejects(createRepository(file), withCode('REPOSITORY_NOT_ONE'))
+  await assert.rejects(createRepository(place.folder), withCode('REPOSITORY_NOT_EMPTY'))
+  const folder = path.join(place.folder, 'made')
+  await using repository = await createRepository(folder, { chunkSizeBytes })
+  await assert.rejects(createRepository(folder), withCode('REPOSITORY_NOT_EMPTY'))
+  assert.equal(repository.chunkSizeBytes, chunkSizeBytes)
+  await assert.rejects(createRepository(path.join(place.folder, 'bad'), { chunkSizeBytes: 100_000 }), withCode('USAGE'))
+})
+
+test('a repository of a newer format is refused, and a spoiled configuration is damage', async () => {
+  await using place = await temporaryFolder()
+  await (await createRepository(place.folder, { chunkSizeBytes }))[Symbol.asyncDispose]()
+  const config = path.join(place.folder, 'umbra-repository.json')
+  const text = await readFile(config, 'utf8')
+  await writeFile(config, text.replace('"format":1', '"format":2'))
+  await assert.rejects(openRepository(place.folder), withCode('REPOSITORY_NEWER_FORMAT'))
+  await writeFile(config, text.replace('"features":[]', '"features":["encryption"]'))
+  await assert.rejects(openRepository(place.folder), withCode('REPOSITORY_NEWER_FORMAT'))
+  await writeFile(config, text.replace('65536', '131072'))
+  await assert.rejects(openRepository(place.folder), withCode('REPOSITORY_DAMAGED'))
+})
+
+test('the repository of a whole disk of zeros is small, and so is its map', async () => {
+  await using place = await temporaryFolder()
+  await using repository = await createRepository(place.folder)
+  await using draft = await repository.beginPoint()
+  const sizeBytes = 10 * 1024 ** 4
+  await using stream = await draft.openStream('disk', sizeBytes)
+  await stream.writeChunk(12_345_678, randomBytes(repository.chunkSizeBytes))
+  const summary = await stream.finish()
+  assert.equal(summary.zeroChunks, sizeBytes / repository.chunkSizeBytes - 1)
+  await using source = await (await draft.commit({})).openStream('disk')
+  const start = Buffer.alloc(8192, 1)
+  await source.read(0, start)
+  assert.ok(start.equals(Buffer.alloc(8192)))
+  let stored = 0
+  for (const file of await filesUnder(path.join(place.folder, 'packs'))) stored += (await readFile(file)).length
+  assert.ok(stored < repository.chunkSizeBytes + 16_384, `${stored} bytes`)
 })

@@ -33,7 +33,7 @@ import { compressionLevels } from './chunk-codec.ts'
 import { ChunkStore } from './chunk-store.ts'
 import { isChunkSize } from './disk-index.ts'
 import { beginDraftMark, discardDraft, draftWriter, endDraftMark } from './draft-mark.ts'
-import { chunkSizeLimits, FormatError, objectKeys } from './format.ts'
+import { chunkSizeLimits, FormatError, objectKeys, smallDocumentMaxBytes } from './format.ts'
 import { asideFolder, errorCode, openLocalBackend } from './local-backend.ts'
 import { OpenDraft, type PointDraft, partNotFound } from './point-draft.ts'
 import {
@@ -42,6 +42,7 @@ import {
   documentMaxBytes,
   isPointId,
   type Manifest,
+  manifestMaxBytes,
   pointIdFits,
   type RecoveryPoint,
 } from './recovery-point.ts'
@@ -154,7 +155,7 @@ export async function openRepositoryOn(backend: Backend): Promise<Repository> {
 async function readConfig(backend: Backend): Promise<Config> {
   const place = backend.location
   try {
-    return unsealJson(configKind, await backend.get(objectKeys.config), configShape)
+    return unsealJson(configKind, await backend.get(objectKeys.config, smallDocumentMaxBytes), configShape)
   } catch (error) {
     if (error instanceof Failure && error.code === 'REPOSITORY_OBJECT_MISSING') {
       throw failure('REPOSITORY_NOT_ONE', { path: place, reason: `it has no ${objectKeys.config}` }, error)
@@ -223,7 +224,7 @@ class OpenRepository implements Repository {
 
   async #readManifest(id: string): Promise<Manifest> {
     const key = objectKeys.point(id)
-    const bytes = await this.#backend.get(key)
+    const bytes = await this.#backend.get(key, manifestMaxBytes)
     try {
       return decodeManifest(id, this.id, bytes)
     } catch (error) {
@@ -311,10 +312,10 @@ class OpenRepository implements Repository {
     if (options.points !== undefined) {
       const manifests: Manifest[] = []
       for (const id of new Set(options.points)) manifests.push(await this.#findManifest(id))
-      return verifyPoints(this.#backend, this.#store, manifests, [], options)
+      return verifyPoints(this.#store, manifests, [], options)
     }
     const { manifests, damaged } = await this.#readManifests()
-    return verifyPoints(this.#backend, this.#store, manifests, damaged, options)
+    return verifyPoints(this.#store, manifests, damaged, options)
   }
 
   async discardUnfinished(pointId: string): Promise<void> {
@@ -327,6 +328,7 @@ class OpenRepository implements Repository {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
+    await this.#store[Symbol.asyncDispose]()
     await this.#backend[Symbol.asyncDispose]()
   }
 }

@@ -26,10 +26,11 @@ export async function readBlob(store: ChunkStore, blob: Blob, maxBytes: number):
   const bytes = Buffer.alloc(blob.sizeBytes)
   let filled = 0
   for (const id of blob.chunks) {
-    const piece = await store.read(Buffer.from(id, 'hex'))
-    check(filled + piece.length <= blob.sizeBytes, 'it is longer than it says')
-    bytes.set(piece, filled)
-    filled += piece.length
+    filled += await store.withChunk(Buffer.from(id, 'hex'), (piece) => {
+      check(filled + piece.length <= blob.sizeBytes, 'it is longer than it says')
+      bytes.set(piece, filled)
+      return piece.length
+    })
   }
   check(filled === blob.sizeBytes, 'it is shorter than it says')
   return bytes
@@ -127,9 +128,10 @@ class StreamSource implements BlockSource {
         target.fill(0)
         return
       }
-      const plain = await this.#store.read(id)
-      check(plain.length === Math.min(chunkSizeBytes, this.sizeBytes - offset), `a chunk of ${plain.length} bytes`)
-      target.set(plain.subarray(skip, skip + target.length))
+      await this.#store.withChunk(id, (plain) => {
+        check(plain.length === Math.min(chunkSizeBytes, this.sizeBytes - offset), `a chunk of ${plain.length} bytes`)
+        target.set(plain.subarray(skip, skip + target.length))
+      })
     } catch (error) {
       this.#damaged(offset)(error)
     }

@@ -3,9 +3,7 @@
  * in which they lie in the packs, each once, however many points share it. What is damaged is told by point, name,
  * offset and length.
  */
-import { describeError, Failure, invariant } from '../base/failure.ts'
-import type { Backend } from './backend.ts'
-import { decodeChunk } from './chunk-codec.ts'
+import { describeError, Failure } from '../base/failure.ts'
 import type { ChunkStore } from './chunk-store.ts'
 import {
   chunkCountOf,
@@ -15,9 +13,8 @@ import {
   type StreamMapRoot,
   segmentChunks,
 } from './disk-index.ts'
-import { check, FormatError, readRecordHeader, recordHeaderBytes } from './format.ts'
+import { check, FormatError } from './format.ts'
 import type { Blob, DamagedPoint, Manifest, ManifestStream } from './recovery-point.ts'
-import { openSlots } from './slots.ts'
 import { readBlob } from './stream-source.ts'
 
 export interface VerifyOptions {
@@ -48,13 +45,7 @@ export interface VerifyReport {
   readonly bytesRead: number
 }
 
-/** One read of a pack, and the slots to decode what it brought. */
-const bytesPerRead = 4 * 1024 * 1024
-const readsAtOnce = 3
-const largestGapBytes = 64 * 1024
-
 export async function verifyPoints(
-  backend: Backend,
   store: ChunkStore,
   manifests: readonly Manifest[],
   damagedPoints: readonly DamagedPoint[],
@@ -62,7 +53,7 @@ export async function verifyPoints(
 ): Promise<VerifyReport> {
   const state = new ChunkStates(store)
   for (const manifest of manifests) await markPoint(store, state, manifest, options.signal)
-  const bytesRead = await readMarked(backend, store, state, options)
+  const bytesRead = await readMarked(store, state, options)
   const damage: Damage[] = []
   if (state.hasDamage) for (const manifest of manifests) await nameDamage(store, state, manifest, damage)
   return { points: manifests.map(({ id }) => id), damagedPoints, damage, chunks: state.markedCount, bytesRead }
@@ -88,14 +79,20 @@ class ChunkStates {
       this.#missing = true
       return false
     }
-    if (this.isMarked(number)) return false
+    if ((((this.#marked[number >>> 3] ?? 0) >> (number & 7)) & 1) === 1) return false
     this.#marked[number >>> 3] = (this.#marked[number >>> 3] ?? 0) | (1 << (number & 7))
     this.markedCount += 1
     return true
   }
 
-  isMarked(number: number): boolean {
-    return (((this.#marked[number >>> 3] ?? 0) >> (number & 7)) & 1) === 1
+  /** Ascending, which is the order in the packs. */
+  markedNumbers(): Uint32Array {
+    const numbers = new Uint32Array(this.markedCount)
+    let count = 0
+    for (let number = 0; number < this.#marked.length * 8; number += 1) {
+      if (((this.#marked[number >>> 3] ?? 0) >> (number & 7)) & 1) numbers[count++] = number
+    }
+    return numbers
   }
 
   spoil(number: number, reason: string): void {
@@ -162,100 +159,28 @@ async function readRoot(store: ChunkStore, stream: ManifestStream): Promise<Stre
   return root
 }
 
-interface MarkedChunk {
-  readonly number: number
-  readonly offset: number
-  readonly readBytes: number
-}
-
-interface PackRange {
-  readonly packNumber: number
-  readonly chunks: MarkedChunk[]
-  end: number
-}
-
-/** Neighbouring chunks of one pack together, in the order of the packs. */
-function* packRanges(store: ChunkStore, state: ChunkStates): Generator<PackRange> {
-  let range: PackRange | undefined
-  for (let number = 0; number < store.table.size; number += 1) {
-    if (!state.isMarked(number)) continue
-    const location = store.table.location(number)
-    invariant(location !== undefined, 'a published chunk has no place')
-    const { packNumber, offset, readBytes } = location
-    const first = range?.chunks[0]
-    const fits =
-      range !== undefined &&
-      first !== undefined &&
-      range.packNumber === packNumber &&
-      offset > (range.chunks.at(-1)?.offset ?? 0) &&
-      offset - range.end <= largestGapBytes &&
-      offset + readBytes - first.offset <= bytesPerRead
-    if (range !== undefined && !fits) yield range
-    if (range === undefined || !fits) range = { packNumber, chunks: [], end: 0 }
-    range.chunks.push({ number, offset, readBytes })
-    range.end = offset + readBytes
-  }
-  if (range !== undefined) yield range
-}
-
-async function readMarked(
-  backend: Backend,
-  store: ChunkStore,
-  state: ChunkStates,
-  options: VerifyOptions,
-): Promise<number> {
-  let bytesTotal = 0
-  for (const { chunks } of packRanges(store, state)) for (const { readBytes } of chunks) bytesTotal += readBytes
+/** Verifies the marked chunks in the order in which they lie in the packs; answers the bytes read. */
+async function readMarked(store: ChunkStore, state: ChunkStates, options: VerifyOptions): Promise<number> {
+  const numbers = state.markedNumbers()
+  const readBytes = (number: number) => store.table.location(number)?.readBytes ?? 0
+  const bytesTotal = numbers.reduce((sum, number) => sum + readBytes(number), 0)
   let bytesDone = 0
-  const reads = openSlots(readsAtOnce)
-  let failed: { error: unknown } | undefined
-  const work = async (range: PackRange) => {
-    try {
-      await verifyRange(backend, store, state, range)
-      for (const { readBytes } of range.chunks) bytesDone += readBytes
-      options.onProgress?.(bytesDone, bytesTotal)
-    } catch (error) {
-      failed ??= { error }
-    } finally {
-      reads.give()
-    }
-  }
-  for (const range of packRanges(store, state)) {
-    await reads.take()
-    if (failed !== undefined || options.signal?.aborted) {
-      reads.give()
-      break
-    }
-    work(range).catch(() => undefined) // work does not reject
-  }
-  for (let slot = 0; slot < readsAtOnce; slot += 1) await reads.take()
-  if (failed !== undefined) throw failed.error
-  options.signal?.throwIfAborted()
-  return bytesTotal
-}
-
-async function verifyRange(backend: Backend, store: ChunkStore, state: ChunkStates, range: PackRange): Promise<void> {
-  const start = range.chunks[0]?.offset ?? 0
-  let bytes: Buffer
-  try {
-    bytes = await backend.get(store.packKey(range.packNumber), { offset: start, length: range.end - start })
-  } catch (error) {
-    const reason = damageReason(error)
-    for (const { number } of range.chunks) state.spoil(number, reason)
-    return
-  }
-  await Promise.all(
-    range.chunks.map(async ({ number, offset }) => {
+  let next = 0
+  const lane = async () => {
+    for (let number = numbers[next++]; number !== undefined; number = numbers[next++]) {
+      options.signal?.throwIfAborted()
       try {
-        const record = bytes.subarray(Math.min(offset - start, bytes.length))
-        const header = readRecordHeader(record)
-        check(store.table.find(header.id) === number, 'another chunk is stored in its place')
-        await decodeChunk(header, record.subarray(recordHeaderBytes, recordHeaderBytes + header.storedBytes))
+        await store.verify(number)
       } catch (error) {
         state.spoil(number, damageReason(error))
       }
-    }),
-  )
+      bytesDone += readBytes(number)
+      options.onProgress?.(bytesDone, bytesTotal)
+    }
+  }
+  const lanes = await Promise.allSettled(Array.from({ length: store.threads.jobsAtOnce }, lane))
+  for (const outcome of lanes) if (outcome.status === 'rejected') throw outcome.reason
+  return bytesTotal
 }
 
 /** Walks the point again and writes down every range behind a damaged chunk, neighbours with one reason together. */

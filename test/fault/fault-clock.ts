@@ -49,25 +49,28 @@ export class FaultClock implements Clock {
     })
   }
 
-  /** Moves time for as long as `work` needs; `stuck` when nothing will ever happen, or not within `limitMs`. */
-  async drive<T>(work: Promise<T>, limitMs = 2 * 3600_000): Promise<T | typeof stuck> {
+  /**
+   * Moves time for as long as `work` needs; `stuck` when nothing will ever happen, or not within two hours. Work in threads
+   * (compression) is not to be seen from here: `patienceMs` of real time is what it gets before it counts as stuck.
+   */
+  async drive<T>(work: Promise<T>, patienceMs: () => number = () => 5000): Promise<T | typeof stuck> {
     let settled = false
     const end = () => {
       settled = true
     }
     work.then(end, end)
-    const lastMs = this.#nowMs + limitMs
-    for (;;) {
+    const lastMs = this.#nowMs + 2 * 3600_000
+    for (let waitedMs = 0; ; ) {
       await idle(() => settled)
       if (settled) return work
       const next = this.#next()
       if (next === undefined || next.dueMs > lastMs) {
-        await setTimeout(10) // work of a thread that nobody lists
-        await idle(() => settled)
-        if (settled) return work
-        if (next === this.#next()) return stuck
+        if (waitedMs >= patienceMs()) return stuck
+        await setTimeout(10)
+        waitedMs += 10
         continue
       }
+      waitedMs = 0
       this.#timers = this.#timers.filter((other) => other !== next)
       if (next.dueMs > this.#nowMs) {
         this.#nowMs = next.dueMs
@@ -89,6 +92,6 @@ export class FaultClock implements Clock {
 export async function idle(enough: () => boolean = () => false): Promise<void> {
   for (let quiet = 0; quiet < 4 && !enough(); ) {
     await setImmediate()
-    quiet = process.getActiveResourcesInfo().some((kind) => kind.startsWith('FSReq')) ? 0 : quiet + 1
+    quiet = process.getActiveResourcesInfo().some((kind) => kind.startsWith('FSReq') || kind === 'CloseReq') ? 0 : quiet + 1
   }
 }

@@ -3,7 +3,7 @@
  * directory, the repository. `Incarnation` is one process: faulty ports, locks that the kernel takes from the dead, a
  * watchdog that outlives it. Everything else is the product: session, journal, writer, provider, repository, restore.
  */
-import { accessSync, constants, mkdtempSync } from 'node:fs'
+import { accessSync, constants, mkdirSync, mkdtempSync } from 'node:fs'
 import { readFile, rm, symlink } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -58,6 +58,7 @@ export class Host implements AsyncDisposable {
 
   static async create(vms: Readonly<Record<string, SimVmSpec>>): Promise<Host> {
     const directory = mkdtempSync(join(fastDirectory(), 'umbra-fault-'))
+    mkdirSync(join(directory, 'host'))
     const host = new Host(directory, vms)
     await using _ = await createRepository(host.repository, { chunkSizeBytes: 64 * 1024 })
     return host
@@ -204,7 +205,7 @@ export class Incarnation {
       (error): Outcome<T> => ({ ended: 'failed', error }),
     )
     const killed = plan.killed.then((): Outcome<T> => ({ ended: 'killed' }))
-    let outcome = await host.clock.drive(Promise.race([running, killed]))
+    let outcome = await host.clock.drive(Promise.race([running, killed]), () => (plan.hit === undefined ? 5000 : 30))
     if (outcome === stuck) {
       plan.kill('killed because it hung')
       outcome = { ended: 'hung' }

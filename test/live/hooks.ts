@@ -15,7 +15,8 @@ export function around<T extends object>(port: T, hooks: Hooks): T {
       const value: unknown = Reflect.get(target, property, target)
       if (typeof value !== 'function') return value
       const hook = typeof property === 'string' ? hooks[property] : undefined
-      if (hook === undefined) return value.bind(target)
+      // No bind: V8 takes no bound function for a disposer.
+      if (hook === undefined) return (...args: unknown[]) => Reflect.apply(value, target, args)
       return (...args: unknown[]) => hook(() => Reflect.apply(value, target, args), args)
     },
   })

@@ -3,7 +3,7 @@
  * running, and a small one that is off. Made once for a test file; see sample-guest/README.md.
  */
 import { execFileSync, spawnSync } from 'node:child_process'
-import { access, mkdir, mkdtemp, readFile, rm, statfs, writeFile } from 'node:fs/promises'
+import { access, mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { setTimeout } from 'node:timers/promises'
 import {
@@ -29,18 +29,6 @@ export const skipLive = missing.length > 0 && `not here: ${missing.join(', ')}`
 const mountPoints: Record<string, string> = { sdb: '/srv/a', sdc: '/srv/b' }
 const overlaySpace = 512 * 1024 * 1024
 
-export interface LiveWorld extends AsyncDisposable {
-  readonly libvirtd: PrivateLibvirtd
-  readonly images: SampleGuestImages
-  readonly hypervisor: LibvirtHypervisor
-  /** A directory on a file system of its own, small enough to be filled. */
-  readonly overlays: string
-  /** Directory of everything else. */
-  readonly directory: string
-  readonly running: string
-  readonly off: string
-}
-
 export const virsh = (uri: string, ...args: string[]): string =>
   execFileSync('virsh', ['-q', '-c', uri, ...args], { encoding: 'utf8', env: { ...process.env, LC_ALL: 'C' } })
 
@@ -58,11 +46,18 @@ export async function agentAnswers(hypervisor: LibvirtHypervisor, uuid: string):
   }
 }
 
-export async function beginLiveWorld(
-  name: string,
-  format: DiskFormat,
-  guestLimits: Partial<GuestLimits> = { freezeMs: 5_000 },
-): Promise<LiveWorld> {
+/** Shared by whoever wants other VMs than the two of the contract. */
+export interface LiveHost extends AsyncDisposable {
+  readonly libvirtd: PrivateLibvirtd
+  readonly images: SampleGuestImages
+  readonly hypervisor: LibvirtHypervisor
+  /** A directory on a file system of its own, small enough to be filled. */
+  readonly overlays: string
+  /** Directory of everything else. */
+  readonly directory: string
+}
+
+export async function beginLiveHost(name: string, guestLimits: Partial<GuestLimits> = {}): Promise<LiveHost> {
   await using stack = new AsyncDisposableStack()
   const directory = await mkdtemp(`/var/tmp/umbra-${name}-`)
   stack.defer(() => rm(directory, { recursive: true, force: true }))
@@ -74,6 +69,24 @@ export async function beginLiveWorld(
   const libvirtd = stack.use(await privateLibvirtd(join(directory, 'libvirtd')))
   const images = await buildSampleGuest()
   const hypervisor = stack.use(await connectHypervisor(libvirtd.uri, { guestLimits }))
+  const owned = stack.move()
+  return { libvirtd, images, hypervisor, overlays, directory, [Symbol.asyncDispose]: () => owned.disposeAsync() }
+}
+
+/** The host with the two VMs of the contract. */
+export interface LiveWorld extends LiveHost {
+  readonly running: string
+  readonly off: string
+}
+
+export async function beginLiveWorld(
+  name: string,
+  format: DiskFormat,
+  guestLimits: Partial<GuestLimits> = { freezeMs: 5_000 },
+): Promise<LiveWorld> {
+  await using stack = new AsyncDisposableStack()
+  const host = stack.use(await beginLiveHost(name, guestLimits))
+  const { hypervisor, images, directory } = host
   const [running, off] = [`${name}-two`, `${name}-off`]
   for (const vm of [running, off]) {
     const disks = await createDisks(images, join(directory, vm), format)
@@ -87,20 +100,11 @@ export async function beginLiveWorld(
     }
   }
   const owned = stack.move()
-  return {
-    libvirtd,
-    images,
-    hypervisor,
-    overlays,
-    directory,
-    running,
-    off,
-    [Symbol.asyncDispose]: () => owned.disposeAsync(),
-  }
+  return { ...host, running, off, [Symbol.asyncDispose]: () => owned.disposeAsync() }
 }
 
 /** A disk as the guest would see it, as a raw file; the caller removes it. */
-async function flatten(world: LiveWorld, { format, storage }: DiskImage): Promise<string> {
+async function flatten(world: LiveHost, { format, storage }: DiskImage): Promise<string> {
   if (!('file' in storage)) throw new Error('only files are looked into')
   const raw = join(await mkdtemp(join(world.directory, 'flat-')), 'disk.raw')
   execFileSync('qemu-img', ['convert', '-U', '-f', format, '-O', 'raw', storage.file, raw])
@@ -117,7 +121,7 @@ async function fileInside(raw: string, path: string): Promise<Buffer> {
 
 /** What the writer's judge says about the logs on two images. */
 export async function verifyRecords(
-  world: LiveWorld,
+  world: LiveHost,
   a: DiskImage,
   b: DiskImage,
 ): Promise<{ crossConsistent: boolean; quiesced: boolean; lead: number; ok: boolean }> {
@@ -214,14 +218,21 @@ export function contractWorld(world: LiveWorld): HypervisorContractWorld {
       const { uuid } = await hypervisor.vm(vm)
       const stop = '(sleep 0.3; kill -STOP $(pidof qemu-ga); sleep 45; kill -CONT $(pidof qemu-ga)) >/dev/null 2>&1 &'
       await inside(vm, stop)
-      await setTimeout(600)
+      const answers = () =>
+        hypervisor
+          .guest(uuid)
+          .ping()
+          .then(
+            () => true,
+            () => false,
+          )
+      while (await answers()) await setTimeout(100)
       return { [Symbol.asyncDispose]: () => agentAnswers(hypervisor, uuid) }
     },
     fillHost: async (vm) => {
       const { uuid } = await hypervisor.vm(vm)
-      const { bavail, bsize } = await statfs(world.overlays)
       const filler = join(world.overlays, 'filler')
-      execFileSync('fallocate', ['-l', String(bavail * bsize), filler])
+      spawnSync('dd', ['if=/dev/zero', `of=${filler}`, 'bs=64k'])
       // The writer's own next records are enough.
       for (let tries = 0; (await hypervisor.power(uuid)) !== 'paused'; tries += 1) {
         if (tries > 300) throw new Error('the VM did not meet the full disk')

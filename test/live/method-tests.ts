@@ -65,7 +65,7 @@ export function methodTests(scene: () => Scene): void {
   })
 
   it('takes a checkpoint of a VM whose agent is dead, VHD and NBD disk at one instant', async (t) => {
-    const { stage, mixed } = scene()
+    const { stage, web, db, mixed } = scene()
     const before = await acknowledged(stage, mixed)
     await inside(
       stage,
@@ -81,11 +81,13 @@ export function methodTests(scene: () => Scene): void {
     assert.ok(verdict.ok && verdict.crossConsistent, JSON.stringify(verdict))
     assert.ok((verdict.logs[1]?.last ?? 0) >= before)
     await agentAnswers(stage, mixed)
-    const copy = await startCopy(stage, result.recoveryPoint, mixed)
-    await agentAnswers(stage, copy)
-    const atBoot = await verdictAtBoot(stage, copy)
-    assert.ok(atBoot.ok && atBoot.crossConsistent, JSON.stringify(atBoot))
-    await removeVm(stage, copy)
+    await withoutOthers(stage, [web, db], async () => {
+      const copy = await startCopy(stage, result.recoveryPoint, mixed)
+      await agentAnswers(stage, copy)
+      const atBoot = await verdictAtBoot(stage, copy)
+      assert.ok(atBoot.ok && atBoot.crossConsistent, JSON.stringify(atBoot))
+      await removeVm(stage, copy)
+    })
   })
 
   it('saves a running VM, returns it, and brings it back to the very moment', async (t) => {
@@ -99,8 +101,10 @@ export function methodTests(scene: () => Scene): void {
     assert.equal(vm?.consistency, 'application')
     assert.equal(await stage.hypervisor.power(db.uuid), 'running')
     assert.ok(result.events.some(({ detail }) => detail === 'guest clock set'))
+    const askedAt = Date.now() / 1000
     const guestSeconds = Number(await inside(stage, db, 'date +%s'))
-    assert.ok(Math.abs(guestSeconds - Date.now() / 1000) < 3, 'the clock of the guest is right')
+    const behind = [askedAt - guestSeconds, Date.now() / 1000 - guestSeconds]
+    assert.ok((behind[1] ?? 0) > -2 && (behind[0] ?? 0) < 2, `the guest is ${behind.join(' to ')} s behind`)
     assert.equal(await inside(stage, db, life), before)
     await inside(stage, db, 'touch /run/after-the-backup')
     await nothingIsLeft(stage, [db])
@@ -195,20 +199,22 @@ export function methodTests(scene: () => Scene): void {
   })
 
   it('backs up a VM on logical volumes, which boots again', async (t) => {
-    const { stage } = scene()
+    const { stage, web, db } = scene()
     if (stage.images.lvmRoot === undefined) return t.skip('the sample guest was built without logical volumes')
-    const disks = await createDisks(stage.images, vmDirectory(stage, 'lvm'), 'qcow2', { lvm: true })
-    const lvm = await boot(stage, await defineVm(stage, 'lvm', disks, { rootOnLvm: true, rate: 0 }))
-    const before = await acknowledged(stage, lvm)
-    const result = await backUp(stage, ['lvm'], { policy: { require: 'filesystem' } })
-    await nothingIsLeft(stage, [lvm])
-    await removeVm(stage, lvm)
-    const copy = await startCopy(stage, result.recoveryPoint, lvm)
-    await agentAnswers(stage, copy)
-    const verdict = await verdictAtBoot(stage, copy)
-    assert.ok(verdict.ok && verdict.crossConsistent && verdict.quiesced, JSON.stringify(verdict))
-    assert.ok((verdict.logs[1]?.last ?? 0) >= before)
-    await removeVm(stage, copy)
+    await withoutOthers(stage, [web, db], async () => {
+      const disks = await createDisks(stage.images, vmDirectory(stage, 'lvm'), 'qcow2', { lvm: true })
+      const lvm = await boot(stage, await defineVm(stage, 'lvm', disks, { rootOnLvm: true, rate: 0 }))
+      const before = await acknowledged(stage, lvm)
+      const result = await backUp(stage, ['lvm'], { policy: { require: 'filesystem' } })
+      await nothingIsLeft(stage, [lvm])
+      await removeVm(stage, lvm)
+      const copy = await startCopy(stage, result.recoveryPoint, lvm)
+      await agentAnswers(stage, copy)
+      const verdict = await verdictAtBoot(stage, copy)
+      assert.ok(verdict.ok && verdict.crossConsistent && verdict.quiesced, JSON.stringify(verdict))
+      assert.ok((verdict.logs[1]?.last ?? 0) >= before)
+      await removeVm(stage, copy)
+    })
   })
 
   it('leaves out pass-through, LUN and iSCSI disks, and says so', async () => {
@@ -250,6 +256,16 @@ export async function startCopy(stage: Stage, point: string, vm: StageVm): Promi
   const directory = vmDirectory(stage, name)
   await restoreVm(stage, point, vm.name, { as: name, to: directory, start: true })
   return { name, directory, uuid: (await stage.hypervisor.vm(name)).uuid }
+}
+
+/** Work while other VMs stand still, which is quicker where every VM is emulated. */
+async function withoutOthers(stage: Stage, vms: readonly StageVm[], work: () => Promise<void>): Promise<void> {
+  for (const vm of vms) await stage.hypervisor.suspend(vm.uuid)
+  try {
+    await work()
+  } finally {
+    for (const vm of vms) await stage.hypervisor.resume(vm.uuid)
+  }
 }
 
 async function allThawed(stage: Stage, vms: readonly StageVm[]): Promise<void> {

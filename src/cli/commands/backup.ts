@@ -14,8 +14,8 @@ import { type BackupPolicy, consistencies, methodRequests } from '../../vm/metho
 import { defaultLimits } from '../../vss/vocabulary.ts'
 import { type CommandContext, type Report, type Run, recoverFirst, repositoryDirectory } from '../command.ts'
 import { bytesText, countText, durationText, tableText } from '../output.ts'
-import { eventLine } from '../timeline.ts'
-import { backedUpColumns, backedUpRows, remarks, sumOf, vmRecord } from '../vm-record.ts'
+import { openTimeline } from '../timeline.ts'
+import { backedUpColumns, backedUpRows, leftOut, remarks, sumOf, vmRecord } from '../vm-record.ts'
 
 interface Options extends BackupPolicy {
   readonly all?: boolean
@@ -104,8 +104,7 @@ async function backUp(
 ): Promise<BackupResult> {
   const limits = freezeMs === undefined ? settings.limits : { ...settings.limits, freezeMs }
   const environment = await backupEnvironment({ ...settings, limits }, hypervisor, repository, policy, signal)
-  const onEvent = (event: Parameters<typeof eventLine>[0]) => screen.say(eventLine(event))
-  return backup(selection, { ...environment, onEvent, onProgress: screen.progress })
+  return backup(selection, { ...environment, onEvent: openTimeline(screen.say), onProgress: screen.progress })
 }
 
 /** Nothing is made for a backup that will be refused: the plan comes before. */
@@ -135,7 +134,11 @@ function planReport(plan: Awaited<ReturnType<typeof planBackup>>, directory: str
   const lines = vms.map(vmRecord).flatMap((vm) => {
     const disks =
       vm.disks.map(({ target, sizeBytes }) => `${target} (${bytesText(sizeBytes)})`).join(', ') || 'no disks'
-    return [`${vm.name}: ${vm.method}, ${vm.consistency} consistency: ${vm.because}`, `  ${disks}`, ...remarks(vm)]
+    return [
+      `${vm.name}: ${vm.method}, ${vm.consistency} consistency: ${vm.because}`,
+      `  ${disks}`,
+      ...leftOut(vm).map((line) => `  ${line}`),
+    ]
   })
   const where = toBeMade ? `a new repository, to be made in ${directory}` : directory
   return {

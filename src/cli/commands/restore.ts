@@ -11,7 +11,7 @@ import type { Hypervisor } from '../../vm/hypervisor.ts'
 import type { ComponentRestorePlan, RestoreRequest } from '../../vss/restore-plan.ts'
 import { type CommandContext, openSettledRepository, type Report, type Run, recoverFirst } from '../command.ts'
 import { durationText } from '../output.ts'
-import { eventLine } from '../timeline.ts'
+import { openTimeline } from '../timeline.ts'
 
 interface Options {
   readonly vm: readonly string[]
@@ -75,7 +75,7 @@ async function restoreCommand(wanted: string, options: Options, context: Command
   }
   const result = await restore(point, options.vm, request, {
     ...environment,
-    onEvent: (event) => screen.say(eventLine(event)),
+    onEvent: openTimeline(screen.say),
     onProgress: screen.progress,
   })
   return { document: result, text: resultText(result) }

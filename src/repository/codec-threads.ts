@@ -1,0 +1,96 @@
+/**
+ * CodecThreads: hashing and compression beside the main thread, in buffers both share. Chosen by measurement over libuv's
+ * pool: less memory (no buffer is left to the collector) and the main thread stays free for reading and writing.
+ * Threads start with the first job that is worth the trip.
+ */
+import { availableParallelism } from 'node:os'
+import { Worker } from 'node:worker_threads'
+import { invariant } from '../base/failure.ts'
+import { decodeInPlace, encodeInPlace, looksIncompressible, type StoredForm, type StoredRecord } from './chunk-codec.ts'
+import type { CodecAnswer, CodecJob } from './codec-worker.ts'
+import { encodings, FormatError } from './format.ts'
+
+/** A job below this is done on the spot: the trip to a thread would cost as much. */
+const smallJobBytes = 64 * 1024
+const mostThreads = 4
+
+/** A buffer all threads see. */
+export type SharedBuffer = Buffer<SharedArrayBuffer>
+
+/** Disposal ends the threads; no job may be under way. */
+export interface CodecThreads extends AsyncDisposable {
+  /** Jobs that keep all threads busy. */
+  readonly jobsAtOnce: number
+  /** A buffer of `bufferBytes`, its content anything; give it back. */
+  takeBuffer(): SharedBuffer
+  giveBuffer(buffer: SharedBuffer): void
+  /** Replaces the first `plainBytes` by their stored form. The buffer is the thread's until it resolves. */
+  encode(buffer: SharedBuffer, plainBytes: number, level: number): Promise<StoredForm>
+  /** Replaces a record by its plain bytes; answers where they begin. FormatError. The buffer is the thread's meanwhile. */
+  decode(buffer: SharedBuffer, record: StoredRecord): Promise<number>
+}
+
+interface Thread {
+  readonly worker: Worker
+  /** The jobs it has, oldest first: a thread answers in order. */
+  readonly waiting: PromiseWithResolvers<CodecAnswer>[]
+}
+
+export function openCodecThreads(bufferBytes: number): CodecThreads {
+  const threadCount = Math.max(1, Math.min(availableParallelism(), mostThreads))
+  const threads: Thread[] = []
+  const freeBuffers: SharedBuffer[] = []
+
+  const run = (job: CodecJob): Promise<CodecAnswer> => {
+    while (threads.length < threadCount) threads.push(startThread())
+    const thread = threads.reduce((one, other) => (other.waiting.length < one.waiting.length ? other : one))
+    const reply = Promise.withResolvers<CodecAnswer>()
+    thread.waiting.push(reply)
+    thread.worker.ref() // nobody may exit while a job is under way
+    thread.worker.postMessage(job)
+    return reply.promise
+  }
+
+  return {
+    jobsAtOnce: threadCount * 2 + 1,
+    takeBuffer: () => freeBuffers.pop() ?? Buffer.from(new SharedArrayBuffer(bufferBytes)),
+    giveBuffer: (buffer) => void freeBuffers.push(buffer),
+    async encode(buffer, plainBytes, level) {
+      if (looksIncompressible(buffer.subarray(0, plainBytes)))
+        return { encoding: encodings.raw, storedBytes: plainBytes }
+      if (plainBytes <= smallJobBytes) return encodeInPlace(buffer, plainBytes, level)
+      const reply = await run({ kind: 'encode', buffer: buffer.buffer, plainBytes, level })
+      invariant('stored' in reply, `a codec thread failed: ${JSON.stringify(reply)}`)
+      return reply.stored
+    },
+    async decode(buffer, record) {
+      if (record.plainBytes <= smallJobBytes) return decodeInPlace(buffer, record)
+      const reply = await run({ kind: 'decode', buffer: buffer.buffer, record })
+      if ('damage' in reply) throw new FormatError(reply.damage)
+      invariant('plainAt' in reply, `a codec thread failed: ${JSON.stringify(reply)}`)
+      return reply.plainAt
+    },
+    async [Symbol.asyncDispose]() {
+      freeBuffers.length = 0
+      await Promise.all(threads.splice(0).map(({ worker }) => worker.terminate()))
+    },
+  }
+}
+
+function startThread(): Thread {
+  const worker = new Worker(new URL('./codec-worker.ts', import.meta.url), {
+    resourceLimits: { maxYoungGenerationSizeMb: 2, maxOldGenerationSizeMb: 128 },
+  })
+  const waiting: PromiseWithResolvers<CodecAnswer>[] = []
+  worker.unref()
+  worker.on('message', (reply: CodecAnswer) => {
+    waiting.shift()?.resolve(reply)
+    if (waiting.length === 0) worker.unref()
+  })
+  const failAll = (error: unknown) => {
+    for (const reply of waiting.splice(0)) reply.reject(error)
+  }
+  worker.on('error', failAll)
+  worker.on('exit', () => failAll(new Error('a codec thread ended')))
+  return { worker, waiting }
+}

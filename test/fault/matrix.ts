@@ -1,0 +1,92 @@
+/**
+ * The loop of the fault matrix: a first run counts the calls, then one host for each number and fault. A case that ends
+ * badly is told with the number and the name of its call, which is how it is run again.
+ */
+import assert from 'node:assert/strict'
+import { cleanupErrors, describeError, Failure, primaryError } from '../../src/base/failure.ts'
+import { type Fault, FaultPlan } from '../sim/faulty.ts'
+import { Host, type Incarnation, type Outcome } from './harness.ts'
+
+/** One kind of run: a host is built, something is done on it by a process with a plan, and the host is judged. */
+export interface Scenario<T, H extends { readonly host: Host }> {
+  prepare(): Promise<H>
+  run(prepared: H, plan: FaultPlan): Promise<{ outcome: Outcome<T>; incarnation: Incarnation }>
+  judge(prepared: H, outcome: Outcome<T>): Promise<string[]>
+}
+
+export interface Cases {
+  readonly faults: readonly Fault[]
+  /** Which calls, by "n port.method(arguments)"; all unless told. */
+  readonly at?: (call: string) => boolean
+}
+
+/** Runs the cases and fails with every one that ended badly; answers how many there were. */
+export async function runMatrix<T, H extends { readonly host: Host }>(
+  scenario: Scenario<T, H>,
+  { faults, at = () => true }: Cases,
+): Promise<number> {
+  const calls = await countCalls(scenario)
+  const bad: string[] = []
+  let cases = 0
+  for (const fault of faults) {
+    for (const [index, call] of calls.entries()) {
+      if (!at(call)) continue
+      const result = await runCase(scenario, { at: index + 1, fault })
+      if (result === undefined) continue
+      cases++
+      if (result.wrong.length > 0) bad.push(`${fault} ${result.hit}:\n    ${result.wrong.join('\n    ')}`)
+    }
+  }
+  assert.equal(bad.length, 0, `${bad.length} of ${cases} cases ended badly\n${bad.join('\n')}`)
+  return cases
+}
+
+/** The calls of a run without any fault, which must end well. */
+async function countCalls<T, H extends { readonly host: Host }>(scenario: Scenario<T, H>): Promise<readonly string[]> {
+  const plan = new FaultPlan()
+  const prepared = await scenario.prepare()
+  await using _host = prepared.host
+  const { outcome } = await scenario.run(prepared, plan)
+  assert.equal(outcome.ended, 'done', outcome.ended === 'failed' ? describeError(outcome.error) : outcome.ended)
+  assert.deepEqual(await scenario.judge(prepared, outcome), [])
+  return plan.calls
+}
+
+/** One case; undefined when its call did not happen, for what runs at the same time has no fixed order. */
+export async function runCase<T, H extends { readonly host: Host }>(
+  scenario: Scenario<T, H>,
+  fault: { at: number; fault: Fault },
+): Promise<{ hit: string; wrong: string[] } | undefined> {
+  const plan = new FaultPlan(fault)
+  const prepared = await scenario.prepare()
+  await using host = prepared.host
+  const { outcome } = await scenario.run(prepared, plan)
+  if (plan.hit === undefined) return undefined
+  const wrong: string[] = []
+  if (plan.isDead || isIncomplete(outcome)) wrong.push(...(await recovered(host)))
+  wrong.push(...(await scenario.judge(prepared, outcome)))
+  if (wrong.length > 0) wrong.push(`it ended: ${tell(outcome)}`)
+  return { hit: plan.hit, wrong }
+}
+
+async function recovered(host: Host): Promise<string[]> {
+  const results = await host.recoverAll()
+  return results.flatMap(({ failed }) => failed.map((step) => `recovery failed: ${step}`))
+}
+
+/** Whether it said itself that something is left for `umbra recover`. */
+function isIncomplete(outcome: Outcome<unknown>): boolean {
+  if (outcome.ended === 'done')
+    return typeof outcome.value === 'object' && outcome.value !== null && 'cleanup' in outcome.value
+      ? Array.isArray(outcome.value.cleanup) && outcome.value.cleanup.length > 0
+      : false
+  if (outcome.ended !== 'failed') return false
+  return [primaryError(outcome.error), ...cleanupErrors(outcome.error)].some(
+    (error) => error instanceof Failure && error.code === 'CLEANUP_INCOMPLETE',
+  )
+}
+
+function tell(outcome: Outcome<unknown>): string {
+  if (outcome.ended !== 'failed') return outcome.ended
+  return [primaryError(outcome.error), ...cleanupErrors(outcome.error)].map(describeError).join(' | ')
+}
