@@ -31,7 +31,7 @@ export interface NbdDevice extends BlockSource, BlockSink {
 
 export const defaultNbdDeadlineMs = 60_000
 
-/** Where QEMU's server is fastest with one connection: see bench/. */
+/** Measured with QEMU 7.2: smaller pieces cost more CPU time per byte, larger ones gain nothing. */
 const pieceBytes = 1024 * 1024
 /** QEMU works on 16 requests of a client at a time and leaves more in the socket. */
 const inFlightPerConnection = 16

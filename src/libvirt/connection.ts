@@ -11,7 +11,7 @@ import { type EventKind, type LibvirtEvents, readEvent, registration } from './e
 import { isFailure } from './libvirt-errors.ts'
 import { type LibvirtAddress, parseLibvirtUri, privateUri, systemUri } from './libvirt-uri.ts'
 import { eventNumbers, type Procedure, procedures } from './protocol.ts'
-import { RpcSocket } from './rpc-socket.ts'
+import { RpcSocket, wasNeverSent } from './rpc-socket.ts'
 import { type XdrReader, XdrWriter } from './rpc-wire.ts'
 
 const callsPerLane = 4
@@ -50,7 +50,7 @@ export class LibvirtConnection implements AsyncDisposable {
   readonly #handlers = new Map<EventKind, Set<(event: never) => void>>()
   #lanes: RpcSocket[] = []
   #eventLane: RpcSocket | undefined
-  #opening: Promise<void> | undefined
+  #opening: Promise<RpcSocket> | undefined
   #everOpened = false
   #givenBack = false
 
@@ -74,9 +74,11 @@ export class LibvirtConnection implements AsyncDisposable {
     try {
       return await (await this.#send(procedure, bytes, callOptions)).answer
     } catch (error) {
-      const lost = isFailure(error, 'HYPERVISOR_UNREACHABLE')
-      if (!lost || !procedure.repeatable || this.#givenBack) throw error
-      return await (await this.#send(procedure, bytes, callOptions)).answer
+      const safeAgain = procedure.repeatable || wasNeverSent(error)
+      if (!isFailure(error, 'HYPERVISOR_UNREACHABLE') || !safeAgain || this.#givenBack) throw error
+      // On a new lane: the others may be just as dead and not know it yet.
+      const lane = await this.#openLane()
+      return await lane.call(procedure, bytes, callOptions)
     }
   }
 
@@ -110,7 +112,7 @@ export class LibvirtConnection implements AsyncDisposable {
     }
   }
 
-  #openLane(): Promise<void> {
+  #openLane(): Promise<RpcSocket> {
     if (this.#givenBack) {
       return Promise.reject(
         failure('HYPERVISOR_UNREACHABLE', { uri: this.uri, reason: 'the connection was given back' }),
@@ -122,7 +124,7 @@ export class LibvirtConnection implements AsyncDisposable {
     return this.#opening
   }
 
-  async #openLaneNow(): Promise<void> {
+  async #openLaneNow(): Promise<RpcSocket> {
     const lane = await this.#connectPatiently()
     try {
       await authenticate(lane, this.uri)
@@ -137,6 +139,7 @@ export class LibvirtConnection implements AsyncDisposable {
       throw error
     }
     this.#lanes.push(lane)
+    return lane
   }
 
   /** A daemon that was there once may be restarting; one that never answered is not waited for. */

@@ -5,8 +5,9 @@
  * Locks. Nodes are opened as what they are (read-only unless `writable`), never with force-share. A reader of a qcow2,
  * VHD or VHDX image, and of every image below it, forbids others to write to that file; it does not mind other readers.
  * So a VM that runs on an overlay is not disturbed, but merging that overlay down (blockcommit) fails with 'Failed to
- * get "write" lock' until the export is disposed. An image that a VM writes to itself cannot be opened: only raw can,
- * and reading one that changes is the caller's mistake. The daemon dies with this process, so no reader is left over.
+ * get "write" lock' until the export is disposed. An image that a VM itself writes to cannot be opened. Raw images are
+ * the exception: QEMU locks nothing for their readers, so that nobody reads a raw base while it is merged into is our
+ * own business. The daemon dies with this process, so no reader is left over.
  */
 import { type ChildProcess, spawn } from 'node:child_process'
 import { randomBytes } from 'node:crypto'

@@ -4,6 +4,7 @@
  * counts as in flight until its late answer has come, which is then dropped.
  */
 import { connect, type Socket } from 'node:net'
+import { Failure } from '../base/failure.ts'
 import { failure } from '../errors.ts'
 import { failureOf, readVirError } from './libvirt-errors.ts'
 import { keepaliveProcedures, type Procedure, programs, protocolVersion } from './protocol.ts'
@@ -14,6 +15,9 @@ export interface CallOptions {
   /** How the caller calls the VM, for failures. */
   readonly vm?: string | undefined
 }
+
+/** True for a call that the daemon can not have seen: to make it again is safe, whatever it does. */
+export const wasNeverSent = (error: unknown): boolean => error instanceof Failure && error.context.neverSent === true
 
 interface PendingCall {
   readonly resolve: (answer: XdrReader) => void
@@ -89,13 +93,22 @@ export class RpcSocket implements AsyncDisposable {
           reject(error)
         },
       })
-      this.#socket.write(encodeMessage({ ...call, type: messageTypes.call }))
+      this.#socket.write(encodeMessage({ ...call, type: messageTypes.call }), (error) => {
+        if (error !== null && error !== undefined) this.#notSent(serial, error)
+      })
     })
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
     this.#close(this.#unreachable('the connection was given back'))
     await Promise.resolve()
+  }
+
+  /** The daemon had closed the connection before it could have read the whole message. */
+  #notSent(serial: number, error: Error): void {
+    const call = this.#pending.get(serial)
+    this.#pending.delete(serial)
+    call?.reject(failure('HYPERVISOR_UNREACHABLE', { uri: this.#uri, reason: error.message, neverSent: true }, error))
   }
 
   #nextSerial(): number {

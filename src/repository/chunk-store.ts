@@ -6,7 +6,7 @@ import { Failure, invariant } from '../base/failure.ts'
 import { failure } from '../errors.ts'
 import type { Backend } from './backend.ts'
 import { ChunkTable } from './chunk-table.ts'
-import { type CodecThreads, openCodecThreads, type SharedBuffer } from './codec-threads.ts'
+import { type CodecThreads, codecThreads, type SharedBuffer } from './codec-threads.ts'
 import { segmentMaxBytes } from './disk-index.ts'
 import {
   check,
@@ -37,8 +37,7 @@ interface DecodedChunk {
   readonly plain: Buffer
 }
 
-/** Disposal ends the codec threads. */
-export class ChunkStore implements AsyncDisposable {
+export class ChunkStore {
   readonly #backend: Backend
   readonly maxPlainBytes: number
   readonly table: ChunkTable
@@ -54,7 +53,7 @@ export class ChunkStore implements AsyncDisposable {
     this.#backend = backend
     this.maxPlainBytes = Math.max(chunkSizeBytes, segmentMaxBytes)
     this.table = new ChunkTable(recordBytes(this.maxPlainBytes))
-    this.threads = openCodecThreads(this.table.maxReadBytes)
+    this.threads = codecThreads(this.table.maxReadBytes)
     this.#decoders = openSlots(this.threads.jobsAtOnce)
   }
 
@@ -187,9 +186,5 @@ export class ChunkStore implements AsyncDisposable {
       if (!(error instanceof Failure) || error.code !== 'REPOSITORY_OBJECT_MISSING') throw error
       throw new FormatError(error.message, { cause: error })
     }
-  }
-
-  async [Symbol.asyncDispose](): Promise<void> {
-    await this.threads[Symbol.asyncDispose]()
   }
 }

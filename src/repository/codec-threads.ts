@@ -17,8 +17,7 @@ const mostThreads = 4
 /** A buffer all threads see. */
 export type SharedBuffer = Buffer<SharedArrayBuffer>
 
-/** Disposal ends the threads; no job may be under way. */
-export interface CodecThreads extends AsyncDisposable {
+export interface CodecThreads {
   /** Jobs that keep all threads busy. */
   readonly jobsAtOnce: number
   /** A buffer of `bufferBytes`, its content anything; give it back. */
@@ -36,21 +35,13 @@ interface Thread {
   readonly waiting: PromiseWithResolvers<CodecAnswer>[]
 }
 
-export function openCodecThreads(bufferBytes: number): CodecThreads {
-  const threadCount = Math.max(1, Math.min(availableParallelism(), mostThreads))
-  const threads: Thread[] = []
+/** The threads of this process, whichever repository they work for: they keep nothing between two jobs. */
+const threads: Thread[] = []
+const threadCount = Math.max(1, Math.min(availableParallelism(), mostThreads))
+
+/** Nothing to release: idle threads do not keep the process alive. */
+export function codecThreads(bufferBytes: number): CodecThreads {
   const freeBuffers: SharedBuffer[] = []
-
-  const run = (job: CodecJob): Promise<CodecAnswer> => {
-    while (threads.length < threadCount) threads.push(startThread())
-    const thread = threads.reduce((one, other) => (other.waiting.length < one.waiting.length ? other : one))
-    const reply = Promise.withResolvers<CodecAnswer>()
-    thread.waiting.push(reply)
-    thread.worker.ref() // nobody may exit while a job is under way
-    thread.worker.postMessage(job)
-    return reply.promise
-  }
-
   return {
     jobsAtOnce: threadCount * 2 + 1,
     takeBuffer: () => freeBuffers.pop() ?? Buffer.from(new SharedArrayBuffer(bufferBytes)),
@@ -70,27 +61,34 @@ export function openCodecThreads(bufferBytes: number): CodecThreads {
       invariant('plainAt' in reply, `a codec thread failed: ${JSON.stringify(reply)}`)
       return reply.plainAt
     },
-    async [Symbol.asyncDispose]() {
-      freeBuffers.length = 0
-      await Promise.all(threads.splice(0).map(({ worker }) => worker.terminate()))
-    },
   }
+}
+
+function run(job: CodecJob): Promise<CodecAnswer> {
+  while (threads.length < threadCount) threads.push(startThread())
+  const thread = threads.reduce((one, other) => (other.waiting.length < one.waiting.length ? other : one))
+  const reply = Promise.withResolvers<CodecAnswer>()
+  thread.waiting.push(reply)
+  thread.worker.ref() // nobody may exit while a job is under way
+  thread.worker.postMessage(job)
+  return reply.promise
 }
 
 function startThread(): Thread {
   const worker = new Worker(new URL('./codec-worker.ts', import.meta.url), {
     resourceLimits: { maxYoungGenerationSizeMb: 2, maxOldGenerationSizeMb: 128 },
   })
-  const waiting: PromiseWithResolvers<CodecAnswer>[] = []
+  const thread: Thread = { worker, waiting: [] }
   worker.unref()
   worker.on('message', (reply: CodecAnswer) => {
-    waiting.shift()?.resolve(reply)
-    if (waiting.length === 0) worker.unref()
+    thread.waiting.shift()?.resolve(reply)
+    if (thread.waiting.length === 0) worker.unref()
   })
-  const failAll = (error: unknown) => {
-    for (const reply of waiting.splice(0)) reply.reject(error)
+  const end = (error: unknown) => {
+    if (threads.includes(thread)) threads.splice(threads.indexOf(thread), 1)
+    for (const reply of thread.waiting.splice(0)) reply.reject(error)
   }
-  worker.on('error', failAll)
-  worker.on('exit', () => failAll(new Error('a codec thread ended')))
-  return { worker, waiting }
+  worker.on('error', end)
+  worker.on('exit', () => end(new Error('a codec thread ended')))
+  return thread
 }

@@ -328,7 +328,6 @@ class OpenRepository implements Repository {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    await this.#store[Symbol.asyncDispose]()
     await this.#backend[Symbol.asyncDispose]()
   }
 }

@@ -4,7 +4,7 @@
  */
 import type { JsonObject } from '../base/cleanup.ts'
 import type { Clock } from '../base/clock.ts'
-import { cleanupErrors, describeError, Failure, primaryError } from '../base/failure.ts'
+import { cleanupErrors, describeError, invariant, primaryError } from '../base/failure.ts'
 import { openHostFile } from '../disk/host-file.ts'
 import { failure } from '../errors.ts'
 import type { PointDraft, Repository } from '../repository/repository.ts'
@@ -56,27 +56,33 @@ export interface BackupResult {
 }
 
 export async function backup(selection: BackupSelection, environment: BackupEnvironment): Promise<BackupResult> {
-  let result: BackupResult | undefined
+  const made: { result?: BackupResult } = {}
   try {
     await using session = await RequesterSession.open(environment.session)
     if (environment.onEvent !== undefined) session.events.listen(environment.onEvent)
-    result = await backupInSession(selection, environment, session)
-    result = { ...result, events: session.events.all }
+    try {
+      await backupInSession(selection, environment, session, made)
+    } catch (error) {
+      // Once the recovery point exists the backup has succeeded. What else went wrong the session's undo tries again.
+      if (made.result === undefined) throw error
+      session.events.emit({ event: 'Unfinished', detail: describeError(error) })
+    }
+    if (made.result !== undefined) made.result = { ...made.result, events: session.events.all }
   } catch (error) {
-    // A good backup whose clean-up failed is both: the result stands, and what is left is named.
+    if (made.result === undefined) throw error
     const left = [primaryError(error), ...cleanupErrors(error)]
-    if (result === undefined || !left.every((one) => one instanceof Failure && one.code === 'CLEANUP_INCOMPLETE'))
-      throw error
-    result = { ...result, cleanup: left.map(describeError) }
+    made.result = { ...made.result, cleanup: left.map(describeError) }
   }
-  return result
+  invariant(made.result !== undefined, 'a backup ends with a recovery point or with an error')
+  return made.result
 }
 
 async function backupInSession(
   selection: BackupSelection,
   { writers, providers, limits, clock, repository, onProgress }: BackupEnvironment,
   session: RequesterSession,
-): Promise<BackupResult> {
+  made: { result?: BackupResult },
+): Promise<void> {
   const beganMs = clock.monotonicMs()
   const { undo, quiet, signal, abandon, lockSetCreation, events } = session
   const service = {
@@ -126,8 +132,8 @@ async function backupInSession(
   const content = { vms, skewMs, durationMs, events: events.all.map((event) => ({ ...event })) }
   const point = await draft.commit(JSON.parse(JSON.stringify(content)) as JsonObject)
   undo.forget(discard)
+  made.result = { recoveryPoint: point.id, vms, skewMs, durationMs, events: [], cleanup: [] }
   await components.backupComplete()
-  return { recoveryPoint: point.id, vms, skewMs, durationMs, events: [], cleanup: [] }
 }
 
 /** The components asked for; refuses names that are not there and components that can not be backed up, all at once. */

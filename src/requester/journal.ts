@@ -66,11 +66,16 @@ export class Journal implements UndoLog, QuietDuringFreeze, AsyncDisposable {
     await mkdir(directory, { recursive: true, mode: 0o700 })
     const lock = await take(directory, content.session)
     invariant(lock !== undefined, 'a session id is used once')
+    await using unfinished = new AsyncDisposableStack()
+    unfinished.use(lock)
     const path = join(directory, `${content.session}.jsonl`)
-    const file = await open(path, constants.O_CREAT | constants.O_EXCL | constants.O_WRONLY | constants.O_APPEND, 0o600)
+    unfinished.defer(() => rm(path, { force: true }))
+    const flags = constants.O_CREAT | constants.O_EXCL | constants.O_WRONLY | constants.O_APPEND
+    const file = unfinished.use(await open(path, flags, 0o600))
     const journal = new Journal(path, file, lock)
     await journal.#append(`${JSON.stringify({ header: content })}\n`)
     await syncDirectory(directory)
+    unfinished.move()
     return journal
   }
 
@@ -107,10 +112,10 @@ export class Journal implements UndoLog, QuietDuringFreeze, AsyncDisposable {
 
   /** Ends the session. With nothing left to undo the file goes; else it stays for `umbra recover`. */
   async [Symbol.asyncDispose](): Promise<void> {
+    await using _lock = this.#lock
     await this.#writing.catch(() => undefined)
     await this.#file.close()
     if (this.#open.size === 0) await rm(this.path, { force: true })
-    await this.#lock[Symbol.asyncDispose]()
   }
 
   #append(text: string): Promise<void> {

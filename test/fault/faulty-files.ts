@@ -3,6 +3,7 @@
  * changes a name is numbered by the plan, and a process that is dead changes nothing any more.
  */
 import { AsyncLocalStorage } from 'node:async_hooks'
+import type { FileHandle } from 'node:fs/promises'
 import { createRequire, syncBuiltinESMExports } from 'node:module'
 import { basename } from 'node:path'
 import type { FaultPlan } from '../sim/faulty.ts'
@@ -12,6 +13,7 @@ const numbered = ['rename', 'rm', 'symlink', 'link', 'chmod', 'chown'] as const
 const opening = 'open'
 
 const incarnation = new AsyncLocalStorage<FaultPlan>()
+const opened = new WeakMap<FaultPlan, Set<FileHandle>>()
 
 /** Runs `work` with the plan's faults in the file system; other work of this process does not notice. */
 export function withFaultyFiles<T>(plan: FaultPlan, work: () => T): T {
@@ -30,17 +32,31 @@ function install(): void {
     const original = promises[name] as Call
     promises[name] = async (...args) => {
       const plan = incarnation.getStore()
-      if (plan === undefined || (name === opening && !creates(args[1]))) return original(...args)
+      if (plan === undefined) return original(...args)
+      if (name === opening && !creates(args[1])) return remembered(plan, await original(...args))
       const at = plan.enter(`files.${name}(${args.filter(isText).map(shortly).join(', ')})`)
       await at('before')
       try {
-        return await original(...args)
+        const result = await original(...args)
+        return name === opening ? remembered(plan, result) : result
       } finally {
         await at('after')
       }
     }
   }
   syncBuiltinESMExports()
+}
+
+function remembered(plan: FaultPlan, handle: unknown): unknown {
+  const all = opened.get(plan) ?? new Set()
+  opened.set(plan, all.add(handle as FileHandle))
+  return handle
+}
+
+/** The kernel closes what a dead process had open. */
+export async function closeFilesOf(plan: FaultPlan): Promise<void> {
+  for (const handle of opened.get(plan) ?? []) if (handle.fd !== -1) await handle.close().catch(() => undefined)
+  opened.delete(plan)
 }
 
 const isText = (argument: unknown): argument is string => typeof argument === 'string'

@@ -31,7 +31,7 @@ import { defaultLimits, type SessionEvent } from '../../src/vss/vocabulary.ts'
 import { FaultPlan, faulty } from '../sim/faulty.ts'
 import { type SimVmSpec, type SimWorld, simulatedWorld } from '../sim/sim-world.ts'
 import { FaultClock, idle, stuck } from './fault-clock.ts'
-import { withFaultyFiles } from './faulty-files.ts'
+import { closeFilesOf, withFaultyFiles } from './faulty-files.ts'
 
 export const everyVm = { names: [], all: true, except: [] } as const
 export const inPlace: RestoreRequest = { networks: {}, start: false }
@@ -210,13 +210,14 @@ export class Incarnation {
       plan.kill('killed because it hung')
       outcome = { ended: 'hung' }
     }
-    if (plan.isDead) await this.#bury()
+    if (plan.isDead) await this.end()
     return outcome
   }
 
-  /** The kernel's part: locks, open images and the pipe to the watchdog end with the process. */
-  async #bury(): Promise<void> {
+  /** The kernel's part at the end of a process: locks, files, open images and the pipe to the watchdog end with it. */
+  async end(): Promise<void> {
     await idle()
+    await closeFilesOf(this.plan)
     for (const lock of this.#locks) await lock[Symbol.asyncDispose]()
     const { handles } = this.host.world
     for (const handle of handles) if (!this.#foreignHandles.has(handle)) handles.delete(handle)

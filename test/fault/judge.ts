@@ -25,6 +25,8 @@ export async function afterBackup(host: Host, outcome: Outcome<BackupResult>): P
   const points = await repository.listPoints()
   for (const { id, reason } of await repository.listDamagedPoints()) wrong.push(`point ${id} is damaged: ${reason}`)
   for (const name of await unfinished(host.repository)) wrong.push(`draft ${name} was left`)
+  if (outcome.ended === 'failed')
+    for (const { id } of points) wrong.push(`it says that it failed, and point ${id} is there`)
   for (const point of points) wrong.push(...(await checkPoint(host, point)))
   const listed = points.map(({ id }) => id).join(', ')
   if (outcome.ended === 'done' && listed !== outcome.value.recoveryPoint)

@@ -60,9 +60,10 @@ export async function runCase<T, H extends { readonly host: Host }>(
   const plan = new FaultPlan(fault)
   const prepared = await scenario.prepare()
   await using host = prepared.host
-  const { outcome } = await scenario.run(prepared, plan)
+  const { outcome, incarnation } = await scenario.run(prepared, plan)
   if (plan.hit === undefined) return undefined
   const wrong: string[] = []
+  if (isIncomplete(outcome)) await incarnation.end()
   if (plan.isDead || isIncomplete(outcome)) wrong.push(...(await recovered(host)))
   wrong.push(...(await scenario.judge(prepared, outcome)))
   if (wrong.length > 0) wrong.push(`it ended: ${tell(outcome)}`)
