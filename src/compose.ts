@@ -56,7 +56,10 @@ async function discardPoint(directory: string, point: string): Promise<void> {
 /** Replays what killed sessions left. `onlyJournal`: one of them, for its watchdog. */
 export async function recover({ stateDirectory }: Settings, onlyJournal?: string): Promise<Recovered[]> {
   await using hypervisors = new Hypervisors()
-  const options = { handlersFor: async ({ uri }: JournalHeader) => undoHandlers(await hypervisors.of(uri)) }
+  const options = {
+    handlersFor: async ({ uri }: JournalHeader) => undoHandlers(await hypervisors.of(uri)),
+    urgent: ['thaw-guest'],
+  }
   if (onlyJournal === undefined) return await recoverInterrupted(journalDirectory(stateDirectory), options)
   const recovered = await recoverJournal(onlyJournal, options)
   return recovered === undefined ? [] : [recovered]

@@ -67,11 +67,12 @@ interface Call {
 /** Every `failure('CODE', { … })` of the sources, read without a parser. */
 function callsOfFailure(): Call[] {
   return sources.flatMap(({ name, text }) =>
-    [...text.matchAll(/\bfailure\(\s*'([A-Z_]+)'\s*(,\s*\{|,|\))/g)].map(([found, code = '', next = '']) => {
+    [...text.matchAll(/\bfailure\(\s*'([A-Z_]+)'\s*(,\s*\{|,|\))/g)].map((found) => {
+      const [all, code = '', next = ''] = found
       const where = `${name} ${code}`
       if (next === ')') return { where, code, keys: [] }
       if (!next.endsWith('{')) return { where, code, keys: undefined }
-      return { where, code, keys: keysOfLiteral(text, text.indexOf(found) + found.length) }
+      return { where, code, keys: keysOfLiteral(text, found.index + all.length) }
     }),
   )
 }

@@ -15,6 +15,9 @@ import * as replies from './guest-replies.ts'
 import { isFailure, libvirtCode } from './libvirt-errors.ts'
 import { libvirtCodes } from './protocol.ts'
 
+/** What of libvirt's calls the agent needs. */
+export type GuestChannel = Pick<DomainCalls, 'nameOf' | 'setAgentTimeout' | 'agent' | 'xml' | 'isActive'>
+
 export interface GuestLimits {
   /** How long the guest may take to freeze, hooks included. */
   readonly freezeMs: number
@@ -33,14 +36,14 @@ const signOfLifeMs = 5_000
 const seconds = (ms: number): number => Math.max(1, Math.ceil(ms / 1000))
 
 export class GuestAgent implements GuestIntegration {
-  readonly #domains: DomainCalls
+  readonly #domains: GuestChannel
   readonly #uuid: string
   readonly #limits: GuestLimits
   #boundedSince: Promise<void> | undefined
   /** Freezes whose end is not known: nothing is thawed for good before they have ended. */
   readonly #lostFreezes = new Set<Promise<unknown>>()
 
-  constructor(domains: DomainCalls, uuid: string, limits: Partial<GuestLimits> = {}) {
+  constructor(domains: GuestChannel, uuid: string, limits: Partial<GuestLimits> = {}) {
     this.#domains = domains
     this.#uuid = uuid
     this.#limits = { ...usualLimits, ...limits }

@@ -157,6 +157,8 @@ export interface Recovered {
 export interface RecoveryOptions {
   /** The handlers for the hypervisor that a journal names. */
   readonly handlersFor: (content: JournalHeader) => Promise<UndoHandlers>
+  /** Undo steps that can not wait for others, by name: a merge may take hours while a guest stands still. */
+  readonly urgent?: readonly string[]
   readonly clock?: Clock
   readonly stepDeadlineMs?: number
   /** How long to wait for a watchdog that is at work on the journal of a dead session. */
@@ -176,7 +178,7 @@ export async function recoverInterrupted(directory: string, options: RecoveryOpt
 
 /** Replays one journal; undefined when its session is alive, or somebody else has just finished it. */
 export async function recoverJournal(path: string, options: RecoveryOptions): Promise<Recovered | undefined> {
-  const { clock = systemClock, stepDeadlineMs = 600_000, waitMs = 120_000 } = options
+  const { clock = systemClock, stepDeadlineMs = 600_000, waitMs = 120_000, urgent = [] } = options
   const session = basename(path, '.jsonl')
   let lock = await tryLock(join(path, '..'), session)
   for (const endMs = clock.monotonicMs() + waitMs; lock === undefined && clock.monotonicMs() < endMs; ) {
@@ -194,7 +196,8 @@ export async function recoverJournal(path: string, options: RecoveryOptions): Pr
   const failed: string[] = []
   if (content !== undefined && left.length > 0) {
     const handlers = await options.handlersFor(content)
-    for (const record of left) {
+    const isUrgent = ({ undo }: UndoRecord) => urgent.includes(undo)
+    for (const record of [...left.filter(isUrgent), ...left.filter((one) => !isUrgent(one))]) {
       const told = describeRecord(record)
       try {
         await runUndo(record, handlers, clock, stepDeadlineMs)

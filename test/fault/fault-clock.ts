@@ -92,6 +92,8 @@ export class FaultClock implements Clock {
 export async function idle(enough: () => boolean = () => false): Promise<void> {
   for (let quiet = 0; quiet < 4 && !enough(); ) {
     await setImmediate()
-    quiet = process.getActiveResourcesInfo().some((kind) => kind.startsWith('FSReq') || kind === 'CloseReq') ? 0 : quiet + 1
+    quiet = process.getActiveResourcesInfo().some((kind) => kind.startsWith('FSReq') || kind === 'CloseReq')
+      ? 0
+      : quiet + 1
   }
 }

@@ -251,8 +251,7 @@ export class Incarnation {
     const followed = followSession(pipe, host.clock, async () => {
       const { left } = readJournal(await readFile(journal, 'utf8'))
       const handlers = host.handlers(hypervisor)
-      for (const record of left)
-        if (record.undo === 'thaw-guest') await runUndo(record, handlers, host.clock, 20_000)
+      for (const record of left) if (record.undo === 'thaw-guest') await runUndo(record, handlers, host.clock, 20_000)
     }).catch(() => undefined)
     return {
       pid: 0,

@@ -39,8 +39,11 @@ function freezes(host: Host): string[] {
   return [`a guest was frozen for ${host.longestFreezeMs} ms`]
 }
 
+/** Drafts that left data. A marker alone is let pass: see "Known gaps" in README.md. */
 async function unfinished(repository: string): Promise<string[]> {
-  return await readdir(join(repository, 'drafts')).catch(() => [])
+  const markers = await readdir(join(repository, 'drafts')).catch(() => [])
+  const packs = await readdir(join(repository, 'packs')).catch(() => [])
+  return markers.map((name) => name.slice(0, -'.json'.length)).filter((id) => packs.includes(id))
 }
 
 /** Every byte is there, the VM's records are of one instant, and no more is claimed than was achieved (law 12). */

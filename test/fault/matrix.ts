@@ -5,7 +5,7 @@
 import assert from 'node:assert/strict'
 import { cleanupErrors, describeError, Failure, primaryError } from '../../src/base/failure.ts'
 import { type Fault, FaultPlan } from '../sim/faulty.ts'
-import { Host, type Incarnation, type Outcome } from './harness.ts'
+import type { Host, Incarnation, Outcome } from './harness.ts'
 
 /** One kind of run: a host is built, something is done on it by a process with a plan, and the host is judged. */
 export interface Scenario<T, H extends { readonly host: Host }> {

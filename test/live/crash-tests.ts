@@ -14,18 +14,18 @@ import { recover } from '../../src/compose.ts'
 import { journalDirectory } from '../../src/requester/session.ts'
 import type { FaultScene } from './faults.test.ts'
 import { duringTransfer } from './hooks.ts'
-import type { Killable, KillMoment } from './killable.ts'
-import { acknowledged, agentAnswers, bootOf, eventually, type Stage, verdictAtBoot } from './stage.ts'
-import { backUp, pointIds, stateOf, verdictOf } from './stage-session.ts'
+import type { Killable } from './killable.ts'
+import { acknowledged, agentAnswers, boot, bootOf, eventually, type Stage, verdictAtBoot } from './stage.ts'
+import { backUp, nothingIsLeft, pointIds, stateOf, verdictOf } from './stage-session.ts'
 
 /** Above what a watchdog may take before a guest writes again. */
 const watchdogLimitMs = 10_000
 
 export function crashTests(scene: () => FaultScene): void {
-  for (const at of ['frozen', 'committed', 'transfer'] as const) {
+  for (const at of ['frozen', 'committed', 'transfer', 'saved'] as const) {
     it(`recovers from kill -9 of a backup: ${at}`, async (t) => {
       const { stage, web } = scene()
-      const [state, boot, points] = [await stateOf(stage, web), await bootOf(stage, web), await pointIds(stage)]
+      const [state, life, points] = [await stateOf(stage, web), await bootOf(stage, web), await pointIds(stage)]
       await killedAt(stage, { at, vm: 'web' })
       const beganMs = performance.now()
       const passedMs = () => Math.round(performance.now() - beganMs)
@@ -46,18 +46,48 @@ export function crashTests(scene: () => FaultScene): void {
         [],
       )
       assert.deepEqual(await stateOf(stage, web), state)
-      assert.equal(await bootOf(stage, web), boot)
+      assert.equal(await bootOf(stage, web), life)
       assert.deepEqual(await pointIds(stage), points)
       const before = await acknowledged(stage, web)
       await eventually('the writer', async () => ((await acknowledged(stage, web)) > before ? true : undefined), 20_000)
     })
   }
 
+  it('recovers with the next command when the watchdog was killed as well', async (t) => {
+    const { stage, web } = scene()
+    const [state, life] = [await stateOf(stage, web), await bootOf(stage, web)]
+    await killedAt(stage, { at: 'committed', vm: 'web', withWatchdog: true })
+    assert.equal(await stage.hypervisor.guest(web.uuid).freezeStatus(), 'frozen')
+    const beganMs = performance.now()
+    const recovered = await recover(stage.settings)
+    t.diagnostic(`all undone within ${Math.round(performance.now() - beganMs)} ms: ${JSON.stringify(recovered)}`)
+    assert.equal(recovered[0]?.undone[0], 'thaw-guest web', 'a guest does not wait for merges')
+    assert.deepEqual(recovered[0]?.failed, [])
+    assert.deepEqual(await stateOf(stage, web), state)
+    assert.equal(await bootOf(stage, web), life)
+  })
+
+  it('ends well when QEMU is killed during the transfer, with the VM off on its own disks', async () => {
+    const { stage, web } = scene()
+    const repository = duringTransfer(stage.repository, async () => {
+      process.kill(await qemuOf(stage, 'web'), 'SIGKILL')
+      await eventually('its end', async () => ((await stage.hypervisor.power(web.uuid)) === 'off' ? true : undefined))
+    })
+    const { recoveryPoint } = await backUp(stage, ['web'], { repository })
+    await nothingIsLeft(stage, [web])
+    const verdict = await verdictOf(stage, recoveryPoint, web)
+    assert.ok(verdict.ok && verdict.quiesced, JSON.stringify(verdict))
+    await boot(stage, web)
+    const atBoot = await verdictAtBoot(stage, web)
+    assert.ok(atBoot.ok && atBoot.crossConsistent, JSON.stringify(atBoot))
+    assert.ok((atBoot.logs[0]?.last ?? 0) >= (verdict.logs[0]?.last ?? 0), 'what was written meanwhile was merged')
+  })
+
   for (const at of ['set aside', 'defined'] as const) {
     it(`brings the former VM back after kill -9 of a restore: ${at}`, async (t) => {
       const { stage, web } = scene()
       const { recoveryPoint } = await backUp(stage, ['web'])
-      const [state, boot] = [await stateOf(stage, web), await bootOf(stage, web)]
+      const [state, life] = [await stateOf(stage, web), await bootOf(stage, web)]
       await sleep(500)
       const sure = await acknowledged(stage, web)
       await killedAt(stage, { at, vm: 'web', point: recoveryPoint })
@@ -69,7 +99,7 @@ export function crashTests(scene: () => FaultScene): void {
       t.diagnostic(`the former VM was started again ${Math.round(performance.now() - beganMs)} ms after the kill`)
       await agentAnswers(stage, web)
       assert.deepEqual(await stateOf(stage, web), state)
-      assert.notEqual(await bootOf(stage, web), boot, 'it was turned off in between')
+      assert.notEqual(await bootOf(stage, web), life, 'it was turned off in between')
       const verdict = await verdictAtBoot(stage, web)
       assert.ok(verdict.ok && (verdict.logs[1]?.last ?? 0) >= sure, JSON.stringify(verdict))
     })
@@ -77,7 +107,7 @@ export function crashTests(scene: () => FaultScene): void {
 
   it('outlives a libvirtd that is killed and started again during the transfer', async (t) => {
     const { stage, web } = scene()
-    const [state, boot] = [await stateOf(stage, web), await bootOf(stage, web)]
+    const [state, life] = [await stateOf(stage, web), await bootOf(stage, web)]
     const repository = duringTransfer(stage.repository, async () => {
       const pid = Number(await readFile(join(stage.libvirtd.directory, 'libvirtd.pid'), 'utf8'))
       process.kill(pid, 'SIGKILL')
@@ -94,7 +124,7 @@ export function crashTests(scene: () => FaultScene): void {
     )
     await agentAnswers(stage, web)
     assert.deepEqual(await stateOf(stage, web), state)
-    assert.equal(await bootOf(stage, web), boot)
+    assert.equal(await bootOf(stage, web), life)
     if (!(outcome instanceof Error)) {
       const { recoveryPoint } = outcome as { recoveryPoint: string }
       const verdict = await verdictOf(stage, recoveryPoint, web)
@@ -103,8 +133,11 @@ export function crashTests(scene: () => FaultScene): void {
   })
 }
 
+const qemuOf = async ({ libvirtd }: Stage, name: string): Promise<number> =>
+  Number(await readFile(join(libvirtd.directory, 'run/qemu', `${name}.pid`), 'utf8'))
+
 /** Runs a session in a process that kills itself at that moment, and waits for its death. */
-async function killedAt(stage: Stage, what: { at: KillMoment; vm: string; point?: string }): Promise<void> {
+async function killedAt(stage: Stage, what: Omit<Killable, 'settings' | 'repository'>): Promise<void> {
   const task: Killable = { settings: stage.settings, repository: stage.repository.location, ...what }
   const program = join(import.meta.dirname, 'killable.ts')
   const child = spawn(process.execPath, [program, JSON.stringify(task)], { stdio: ['ignore', 'pipe', 'pipe'] })

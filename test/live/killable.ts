@@ -2,50 +2,50 @@
  * A backup or restore in a process of its own that kills itself (SIGKILL) at the moment named in its only argument, a
  * JSON text. It composes the same environment as the command line; crash-tests.ts starts it.
  */
-import { writeSync } from 'node:fs'
 import { backupEnvironment, openHypervisor, restoreEnvironment, type Settings } from '../../src/compose.ts'
 import { openRepository } from '../../src/repository/repository.ts'
 import { backup } from '../../src/requester/backup.ts'
 import { restore } from '../../src/requester/restore.ts'
 import { around, aroundGuests, duringTransfer, type Hook } from './hooks.ts'
+import { helpersOf } from './stage-session.ts'
 
-export const killMoments = ['frozen', 'committed', 'transfer', 'set aside', 'defined'] as const
-export type KillMoment = (typeof killMoments)[number]
+export type KillMoment = 'frozen' | 'committed' | 'transfer' | 'saved' | 'set aside' | 'defined'
 
 export interface Killable {
   readonly settings: Settings
   readonly repository: string
   readonly vm: string
   readonly at: KillMoment
+  /** The watchdog dies as well, as when the host loses power. */
+  readonly withWatchdog?: boolean
   /** For a restore; without it a backup is made. */
   readonly point?: string
 }
 
-const die = () => {
-  writeSync(1, 'dying\n')
-  process.kill(process.pid, 'SIGKILL')
-}
-
-const dieAfter: Hook = async (call) => {
-  await call()
-  die()
-  return new Promise(() => undefined)
-}
-
-async function run({ settings, repository: location, vm, at, point }: Killable): Promise<void> {
+async function run({ settings, repository: location, vm, at, point, withWatchdog = false }: Killable): Promise<void> {
+  const die = async () => {
+    if (withWatchdog) for (const pid of await helpersOf(settings)) process.kill(pid, 'SIGKILL')
+    process.kill(process.pid, 'SIGKILL')
+    await new Promise(() => undefined)
+  }
+  const dieAfter: Hook = async (call) => {
+    await call()
+    await die()
+  }
   await using real = await openHypervisor(settings)
   await using whole = await openRepository(location)
   const hypervisor = {
     frozen: () => aroundGuests(real, { freeze: dieAfter }),
     committed: () => around(real, { createOverlays: dieAfter }),
     transfer: () => real,
+    saved: () => around(real, { save: dieAfter }),
     'set aside': () => around(real, { undefine: dieAfter }),
     defined: () => around(real, { define: dieAfter }),
   }[at]()
-  const repository = at === 'transfer' ? duringTransfer(whole, async () => die(), 20) : whole
+  const repository = at === 'transfer' ? duringTransfer(whole, die, 20) : whole
   const { signal } = new AbortController()
   if (point === undefined) {
-    const policy = { method: 'guest-freeze', require: 'crash', instant: 'vm' } as const
+    const policy = { method: at === 'saved' ? 'saved-state' : 'guest-freeze', require: 'crash', instant: 'vm' } as const
     const environment = await backupEnvironment(settings, hypervisor, repository, policy, signal)
     await backup({ names: [vm], all: false, except: [] }, environment)
   } else {

@@ -39,12 +39,15 @@ export function restoreTests(scene: () => Scene): void {
     assert.ok(verdict.ok && verdict.quiesced && (verdict.logs[1]?.last ?? 0) >= before, JSON.stringify(verdict))
   })
 
-  it('refuses a restore that does not fit on the disk before anything is touched', async () => {
+  it('refuses a restore that does not fit on the disk before anything is touched', async (t) => {
     const { stage, db } = scene()
     const [state, boot] = [await stateOf(stage, db), await bootOf(stage, db)]
     const to = join(stage.directory, smallMount)
     const events: string[] = []
-    await assert.rejects(restoreVm(stage, point, 'db', { to }, { onEvent: ({ event }) => events.push(event) }))
+    const error = await rejectsWith(
+      restoreVm(stage, point, 'db', { to }, { onEvent: ({ event }) => void events.push(event) }),
+    )
+    t.diagnostic(`${error.code}: ${error.message}`)
     assert.ok(!events.includes('PreRestore'))
     assert.deepEqual(await readdir(to), [])
     assert.deepEqual(await stateOf(stage, db), state)

@@ -8,7 +8,7 @@ import { createHash } from 'node:crypto'
 import { existsSync } from 'node:fs'
 import { mkdtemp, open, readdir, readFile, rm } from 'node:fs/promises'
 import { join } from 'node:path'
-import { backupEnvironment, restoreEnvironment } from '../../src/compose.ts'
+import { backupEnvironment, restoreEnvironment, type Settings } from '../../src/compose.ts'
 import type { RecoveryPoint, Repository } from '../../src/repository/repository.ts'
 import { type BackupResult, backup } from '../../src/requester/backup.ts'
 import { type RestoreResult, restore } from '../../src/requester/restore.ts'
@@ -101,7 +101,7 @@ export async function nothingIsLeft(stage: Stage, vms: readonly StageVm[]): Prom
   // A watchdog ends by itself a moment after its farewell; nothing else may be there at all.
   await eventually(
     'the end of all helpers',
-    async () => ((await helpers(stage)).length === 0 ? true : undefined),
+    async () => ((await helpersOf(stage.settings)).length === 0 ? true : undefined),
     5_000,
   )
 }
@@ -115,14 +115,14 @@ export async function assertOnOwnDisks(stage: Stage, vm: StageVm): Promise<void>
   for (const text of texts) assert.doesNotMatch(text, /\.umbra-|<mirror/, `an overlay in the description of ${vm.name}`)
 }
 
-/** Command lines of the processes that serve sessions of this stage. */
-export async function helpers(stage: Stage): Promise<string[]> {
-  const lines: string[] = []
+/** The processes that serve sessions with this state directory: servers of disks, watchdogs. */
+export async function helpersOf({ stateDirectory }: Pick<Settings, 'stateDirectory'>): Promise<number[]> {
+  const pids: number[] = []
   for (const pid of (await readdir('/proc')).filter((name) => /^\d+$/.test(name))) {
     const line = (await readFile(`/proc/${pid}/cmdline`, 'utf8').catch(() => '')).replaceAll('\0', ' ')
-    if (/qemu-storage-daemon|watchdog-main/.test(line) && line.includes(stage.settings.stateDirectory)) lines.push(line)
+    if (/qemu-storage-daemon|watchdog-main/.test(line) && line.includes(stateDirectory)) pids.push(Number(pid))
   }
-  return lines
+  return pids
 }
 
 /** What the judge says about the two logs in a recovery point: of disks whose file systems lie on them directly. */

@@ -1,0 +1,264 @@
+/**
+ * bench/backup: full backup, verify and restore of one disk, by Umbra and by its peers, on the same data in one run,
+ * printed as ratios. Run it by hand on a quiet machine: `bench/backup [--rounds N] [--directory DIR] [PEER...]`.
+ */
+import { execFileSync } from 'node:child_process'
+import { mkdir, readdir, rm, stat, writeFile } from 'node:fs/promises'
+import { cpus } from 'node:os'
+import { dirname, join } from 'node:path'
+import { fileURLToPath, pathToFileURL } from 'node:url'
+import { parseArgs } from 'node:util'
+import { privateLibvirtd } from '../sample-guest/sample-guest.ts'
+import { type BenchData, makeData } from './data.ts'
+import { type Measured, measure } from './measure.ts'
+
+const project = dirname(dirname(fileURLToPath(import.meta.url)))
+const operations = ['full', 'verify', 'restore'] as const
+type Operation = (typeof operations)[number]
+
+interface Place {
+  readonly data: BenchData
+  /** Empty at the start of each round. */
+  readonly scratch: string
+  readonly uri: string
+}
+
+/** One way to back up a disk; each operation is a command line, run once per round in this order. */
+interface Peer {
+  readonly name: string
+  readonly packages: readonly string[]
+  prepare?(place: Place): Promise<void>
+  readonly env?: (place: Place) => NodeJS.ProcessEnv
+  full(place: Place): string[]
+  verify?(place: Place): string[]
+  restore(place: Place): string[]
+  /** Where the restored disk lies, to be compared in the first round. */
+  restored(place: Place): Promise<string>
+  stored(place: Place): string
+}
+
+const vm = 'umbra-bench'
+const umbraCommand = ({ scratch, uri }: Place, ...args: string[]) => [
+  join(project, 'bin/umbra'),
+  ...['--connect', uri, '--repository', join(scratch, 'repository'), '--state', join(scratch, 'state'), ...args],
+]
+
+const peers: readonly Peer[] = [
+  {
+    name: 'umbra',
+    packages: [],
+    full: (place) => umbraCommand(place, 'backup', vm),
+    verify: (place) => umbraCommand(place, 'verify'),
+    restore: (place) =>
+      umbraCommand(place, 'restore', 'latest', '--as', `${vm}-copy`, '--to', join(place.scratch, 'out')),
+    restored: async ({ scratch }) => join(scratch, 'out', `${vm}-copy-vda.raw`),
+    stored: ({ scratch }) => join(scratch, 'repository'),
+  },
+  {
+    name: 'qemu-img zstd',
+    packages: [],
+    full: ({ data, scratch }) => [
+      'qemu-img',
+      'convert',
+      '-c',
+      '-f',
+      'raw',
+      '-O',
+      'qcow2',
+      '-o',
+      'compression_type=zstd',
+      '-m',
+      '8',
+      '-W',
+      data.raw,
+      join(scratch, 'disk.qcow2'),
+    ],
+    restore: ({ scratch }) => [
+      'qemu-img',
+      'convert',
+      '-m',
+      '8',
+      '-f',
+      'qcow2',
+      '-O',
+      'raw',
+      join(scratch, 'disk.qcow2'),
+      join(scratch, 'disk.raw'),
+    ],
+    restored: async ({ scratch }) => join(scratch, 'disk.raw'),
+    stored: ({ scratch }) => join(scratch, 'disk.qcow2'),
+  },
+  {
+    name: 'restic',
+    packages: ['restic'],
+    env: ({ scratch }) => ({
+      RESTIC_PASSWORD: 'bench',
+      RESTIC_REPOSITORY: join(scratch, 'r'),
+      RESTIC_CACHE_DIR: join(scratch, 'cache'),
+    }),
+    async prepare(place) {
+      execFileSync('restic', ['-q', 'init', '--repository-version', '2'], {
+        env: { ...process.env, ...this.env?.(place) },
+      })
+    },
+    full: ({ data }) => ['restic', '-q', '--compression', 'auto', 'backup', data.raw],
+    verify: () => ['restic', '-q', 'check', '--read-data'],
+    restore: ({ scratch }) => ['restic', '-q', 'restore', 'latest', '--target', join(scratch, 'out')],
+    restored: async ({ data, scratch }) => join(scratch, 'out', data.raw),
+    stored: ({ scratch }) => join(scratch, 'r'),
+  },
+  {
+    name: 'borg',
+    packages: ['borgbackup'],
+    env: ({ scratch }) => ({ BORG_PASSPHRASE: 'bench', BORG_BASE_DIR: join(scratch, 'home') }),
+    async prepare(place) {
+      execFileSync('borg', ['init', '-e', 'repokey-blake2', join(place.scratch, 'r')], {
+        env: { ...process.env, ...this.env?.(place) },
+      })
+    },
+    full: ({ data, scratch }) => ['borg', 'create', `${join(scratch, 'r')}::a`, data.raw],
+    verify: ({ scratch }) => ['borg', 'check', '--verify-data', join(scratch, 'r')],
+    restore: ({ scratch }) => [
+      'sh',
+      '-c',
+      `mkdir -p ${join(scratch, 'out')} && cd ${join(scratch, 'out')} && exec borg extract --sparse ${join(scratch, 'r')}::a`,
+    ],
+    restored: async ({ data, scratch }) => join(scratch, 'out', data.raw),
+    stored: ({ scratch }) => join(scratch, 'r'),
+  },
+  {
+    name: 'virtnbdbackup',
+    packages: ['virtnbdbackup'],
+    full: ({ scratch, uri }) => [
+      'virtnbdbackup',
+      '-U',
+      uri,
+      '-d',
+      vm,
+      '-l',
+      'copy',
+      '-n',
+      '-S',
+      scratch,
+      '-o',
+      join(scratch, 'set'),
+    ],
+    restore: ({ scratch }) => ['virtnbdrestore', '-i', join(scratch, 'set'), '-o', join(scratch, 'out'), '-n'],
+    restored: async ({ scratch }) => join(scratch, 'out', 'disk.raw'),
+    stored: ({ scratch }) => join(scratch, 'set'),
+  },
+]
+
+/** The VM whose disk is backed up: it never runs, so that nothing changes its disk between two peers. */
+function defineVm(uri: string, data: BenchData, scratch: string): Promise<void> {
+  const xml = `<domain type='qemu'><name>${vm}</name><memory unit='MiB'>64</memory><os><type arch='x86_64' machine='q35'>hvm</type></os>
+<devices><emulator>/usr/bin/qemu-system-x86_64</emulator><disk type='file' device='disk'><driver name='qemu' type='raw'/>
+<source file='${data.raw}'/><target dev='vda' bus='virtio'/></disk></devices></domain>`
+  const path = join(scratch, 'vm.xml')
+  return writeFile(path, xml).then(() => {
+    execFileSync('virsh', ['-c', uri, 'define', path], { stdio: 'ignore' })
+  })
+}
+
+async function sizeOf(path: string): Promise<number> {
+  const found = await stat(path)
+  if (!found.isDirectory()) return found.size
+  const sizes = await Promise.all((await readdir(path)).map((name) => sizeOf(join(path, name))))
+  return sizes.reduce((sum, size) => sum + size, 0)
+}
+
+/** One round of one peer. In the first round the restored disk is compared byte by byte. */
+async function round(
+  peer: Peer,
+  place: Place,
+  compare: boolean,
+): Promise<Partial<Record<Operation, Measured>> & { storedMB: number }> {
+  await rm(place.scratch, { recursive: true, force: true })
+  await mkdir(place.scratch, { recursive: true })
+  await defineVm(place.uri, place.data, place.scratch)
+  await peer.prepare?.(place)
+  const env = peer.env?.(place)
+  const results: Partial<Record<Operation, Measured>> = {}
+  let storedMB = 0
+  for (const operation of operations) {
+    const command = peer[operation]?.(place)
+    if (command === undefined) continue
+    execFileSync('dd', [`if=${place.data.raw}`, 'of=/dev/null', 'bs=4M'], { stdio: 'ignore' }) // warm for everybody
+    execFileSync('sync')
+    results[operation] = await measure(command, { scratch: place.scratch, ...(env === undefined ? {} : { env }) })
+    if (operation === 'full') storedMB = (await sizeOf(peer.stored(place))) / 1e6
+  }
+  if (compare) execFileSync('cmp', [place.data.raw, await peer.restored(place)])
+  if (peer.name === 'umbra') execFileSync('virsh', ['-c', place.uri, 'undefine', `${vm}-copy`], { stdio: 'ignore' })
+  return { ...results, storedMB }
+}
+
+const median = (values: number[]) => [...values].sort((a, b) => a - b)[Math.floor(values.length / 2)] ?? Number.NaN
+
+function report(results: ReadonlyMap<string, Awaited<ReturnType<typeof round>>[]>): void {
+  const line = (cells: (string | number)[]) =>
+    console.log(cells.map((cell, i) => String(cell)[i < 2 ? 'padEnd' : 'padStart'](i < 2 ? 15 : 11)).join(''))
+  line(['', '', 'wall s', 'cpu s', 'others s', 'peak MiB', 'stored MB', 'umbra is'])
+  for (const operation of operations) {
+    const walls = (name: string) => results.get(name)?.flatMap((one) => one[operation]?.wallSeconds ?? []) ?? []
+    const own = median(walls('umbra'))
+    for (const [name, rounds] of results) {
+      const runs = rounds.flatMap((one) => one[operation] ?? [])
+      if (runs.length === 0) continue
+      const of = (key: keyof Measured) => median(runs.map((run) => run[key]))
+      const stored = operation === 'full' ? median(rounds.map(({ storedMB }) => storedMB)).toFixed(0) : ''
+      const ratio = name === 'umbra' ? '' : `${(of('wallSeconds') / own).toFixed(2)} x as fast`
+      line([
+        operation,
+        name,
+        of('wallSeconds').toFixed(2),
+        of('cpuSeconds').toFixed(2),
+        of('otherSeconds').toFixed(1),
+        of('peakMiB').toFixed(0),
+        stored,
+        ` ${ratio}`,
+      ])
+    }
+  }
+}
+
+async function main(): Promise<void> {
+  const { values, positionals } = parseArgs({
+    allowPositionals: true,
+    options: {
+      rounds: { type: 'string', default: '1' },
+      directory: { type: 'string', default: join(project, '.cache/bench') },
+    },
+  })
+  const chosen = peers.filter(
+    ({ name }) => positionals.length === 0 || name === 'umbra' || positionals.some((one) => name.startsWith(one)),
+  )
+  const missing = ['time', 'virtnbdbackup'].filter(
+    (name) => name === 'time' || chosen.some((peer) => peer.packages.includes(name)),
+  )
+  const packages = [...new Set([...missing, ...chosen.flatMap((peer) => peer.packages)])]
+  execFileSync('apt-get', ['install', '-y', '-qq', '--no-install-recommends', ...packages], { stdio: 'ignore' })
+  await mkdir(values.directory, { recursive: true })
+  const data = await makeData(values.directory, console.log)
+  console.log(
+    `disk ${data.sizeBytes / 1e6} MB, ${Math.round(data.allocatedBytes / 1e6)} MB allocated; ${cpus().length} x ${cpus()[0]?.model}`,
+  )
+  await using libvirtd = await privateLibvirtd('/run/umbra/bench')
+  const place = { data, scratch: join(values.directory, 'scratch'), uri: libvirtd.uri }
+  const results = new Map<string, Awaited<ReturnType<typeof round>>[]>()
+  for (let number = 0; number < Number(values.rounds); number++) {
+    for (const peer of chosen) {
+      try {
+        const one = await round(peer, place, number === 0)
+        results.set(peer.name, [...(results.get(peer.name) ?? []), one])
+      } catch (error) {
+        console.error(`${peer.name}: ${(error as Error).message}`)
+      }
+    }
+  }
+  await rm(place.scratch, { recursive: true, force: true })
+  execFileSync('virsh', ['-c', libvirtd.uri, 'undefine', vm], { stdio: 'ignore' })
+  report(results)
+}
+
+if (import.meta.url === pathToFileURL(process.argv[1] ?? '').href) await main()
