@@ -139,4 +139,9 @@ async function removeVm(hypervisor: Hypervisor, uuid: string): Promise<void> {
   await hypervisor.undefine(uuid)
 }
 
-await main()
+try {
+  await main()
+} catch (error) {
+  console.error(`\ndemo: ${(error as Error).message}`)
+  process.exitCode = 1
+}

@@ -88,7 +88,7 @@ export function backedUpRows(vm: VmRecord): string[][] {
 /** How long the guest could not write: frozen, or paused as a whole. */
 function standstill({ freezeMs = 0, pausedMs = 0 }: VmRecord): string {
   if (pausedMs > 0) return `${durationText(pausedMs)} paused`
-  return freezeMs > 0 ? durationText(freezeMs) : 'not'
+  return freezeMs > 0 ? durationText(freezeMs) : '-'
 }
 
 /** Never silent (X1): each disk that was left out, and each reason why less was reached than hoped for. */

@@ -152,14 +152,16 @@ export class LibvirtHypervisor implements Hypervisor {
     return this.#domains.define(configuration)
   }
 
-  async undefine(uuid: string): Promise<void> {
+  async undefine(uuid: string, options = { discardSaved: false }): Promise<void> {
     const state = await this.power(uuid)
     if (state === 'gone') return
     const vm = this.#domains.nameOf(uuid)
-    if (state === 'saved') throw failure('VM_STATE', { vm, state, reason: 'its memory image would be lost' })
-    if (state !== 'off') throw failure('VM_STATE', { vm, state, reason: 'only a VM that is off can be removed' })
-    const { snapshotsMetadata, keepNvram, checkpointsMetadata, keepTpm } = undefineFlags
-    const flags = snapshotsMetadata | keepNvram | checkpointsMetadata
+    if (state === 'saved' && !options.discardSaved)
+      throw failure('VM_STATE', { vm, state, reason: 'its memory image would be lost' })
+    if (state !== 'off' && state !== 'saved')
+      throw failure('VM_STATE', { vm, state, reason: 'only a VM that is off can be removed' })
+    const { managedSave, snapshotsMetadata, keepNvram, checkpointsMetadata, keepTpm } = undefineFlags
+    const flags = snapshotsMetadata | keepNvram | checkpointsMetadata | (options.discardSaved ? managedSave : 0)
     try {
       await this.#domains.undefine(uuid, flags | keepTpm)
     } catch (error) {

@@ -114,6 +114,12 @@ export const pausedByIoError = 5
 export const xmlFlags = { secure: 1, inactive: 2 } as const
 export const saveFlags = { running: 2, paused: 4 } as const
 export const snapshotFlags = { noMetadata: 4, diskOnly: 16, reuseExisting: 32, atomic: 128 } as const
-export const undefineFlags = { snapshotsMetadata: 2, keepNvram: 8, checkpointsMetadata: 16, keepTpm: 64 } as const
+export const undefineFlags = {
+  managedSave: 1,
+  snapshotsMetadata: 2,
+  keepNvram: 8,
+  checkpointsMetadata: 16,
+  keepTpm: 64,
+} as const
 export const blockCommitFlags = { shallow: 1, active: 4 } as const
 export const blockJobAbortFlags = { pivot: 2 } as const

@@ -10,6 +10,7 @@ import { z } from 'zod'
 import { runUndo, type UndoHandlers, type UndoLog, type UndoRecord } from '../base/cleanup.ts'
 import { type Clock, systemClock } from '../base/clock.ts'
 import { describeError, invariant } from '../base/failure.ts'
+import { failure } from '../errors.ts'
 import type { QuietDuringFreeze } from '../vss/windows.ts'
 import { type TryLock, tryLock } from './host-lock.ts'
 
@@ -115,7 +116,10 @@ export class Journal implements UndoLog, QuietDuringFreeze, AsyncDisposable {
     await using _lock = this.#lock
     await this.#writing.catch(() => undefined)
     await this.#file.close()
-    if (this.#open.size === 0) await rm(this.path, { force: true })
+    if (this.#open.size > 0) return
+    await rm(this.path, { force: true }).catch((error) => {
+      throw failure('CLEANUP_INCOMPLETE', { steps: `removing ${this.path}: ${describeError(error)}` }, error)
+    })
   }
 
   #append(text: string): Promise<void> {

@@ -166,8 +166,11 @@ export interface Hypervisor extends AsyncDisposable {
 
   /** Registers a VM, or replaces its configuration. Answers with its UUID. */
   define(configuration: string): Promise<string>
-  /** Removes the registration of a VM that is off. Disks, NVRAM and TPM files stay. Idempotent. */
-  undefine(uuid: string): Promise<void>
+  /**
+   * Removes the registration of a VM that is off. Disks, NVRAM and TPM files stay. Idempotent. A VM in the hypervisor's own
+   * saved state is refused, unless that state is to go with it.
+   */
+  undefine(uuid: string, options?: { readonly discardSaved: boolean }): Promise<void>
   networks(): Promise<readonly NetworkFacts[]>
   /** Makes sure that an isolated network without any uplink exists and is active. Idempotent. */
   ensureIsolatedNetwork(name: string): Promise<void>

@@ -7,6 +7,7 @@ import { existsSync } from 'node:fs'
 import { rename, rm, symlink } from 'node:fs/promises'
 import type { Json, JsonObject, UndoRecord, UndoStep } from '../base/cleanup.ts'
 import { invariant } from '../base/failure.ts'
+import { failure } from '../errors.ts'
 import type { ComponentRef } from '../vss/components.ts'
 import type { RestoreSession } from '../vss/writer.ts'
 import type { ConfigurationEditor, Hypervisor, PowerState } from './hypervisor.ts'
@@ -44,6 +45,8 @@ export class VmRestore {
     planned.step = await undo.defer(takeBackRecord(plan))
     if (former !== undefined) {
       await this.#hypervisor.turnOff(former.uuid)
+      if ((await this.#hypervisor.power(former.uuid)) === 'saved')
+        throw failure('VM_STATE', { vm: former.name, state: 'saved', reason: 'somebody has saved it meanwhile' })
       emit({ event: 'VM', vm: plan.name, detail: 'former VM turned off' })
     }
     for (const { path, aside } of plan.asides) await rename(path, aside)
@@ -100,13 +103,13 @@ export interface TakeBack {
  * an aside is put back only when its aside exists (else it was never moved); a place without one was free before.
  */
 export async function takeBackRestore(hypervisor: Hypervisor, { vm, places, former }: TakeBack): Promise<void> {
-  const begun = places.some(({ aside }) => aside !== null && existsSync(aside))
+  const begun = places.some(({ path, aside }) => existsSync(aside ?? path))
   const power = await hypervisor.power(vm)
   const registered = power !== 'gone'
   if (former === undefined || begun || !registered) {
     if (registered) {
       await hypervisor.turnOff(vm)
-      await hypervisor.undefine(vm)
+      await hypervisor.undefine(vm, { discardSaved: true }) // the memory that was restored, never the former one's
     }
     for (const { path, aside } of places) {
       if (aside === null) await rm(path, { force: true })

@@ -39,6 +39,8 @@ export const inPlace: RestoreRequest = { networks: {}, start: false }
 /** Beyond the window; the watchdog's own. */
 const graceMs = 2000
 
+let directoryOfProcess: string | undefined
+
 export class Host implements AsyncDisposable {
   readonly directory: string
   readonly repository: string
@@ -57,8 +59,11 @@ export class Host implements AsyncDisposable {
   }
 
   static async create(vms: Readonly<Record<string, SimVmSpec>>): Promise<Host> {
-    const directory = mkdtempSync(join(fastDirectory(), 'umbra-fault-'))
-    mkdirSync(join(directory, 'host'))
+    // The same for every host of this process, one after the other: what a world has read of its paths stays read.
+    directoryOfProcess ??= mkdtempSync(join(fastDirectory(), 'umbra-fault-'))
+    const directory = directoryOfProcess
+    await rm(directory, { recursive: true, force: true })
+    mkdirSync(join(directory, 'host'), { recursive: true })
     const host = new Host(directory, vms)
     await using _ = await createRepository(host.repository, { chunkSizeBytes: 64 * 1024 })
     return host

@@ -42,7 +42,7 @@ function freezes(host: Host): string[] {
 /** Drafts that left data. A marker alone is let pass: see "Known gaps" in README.md. */
 async function unfinished(repository: string): Promise<string[]> {
   const markers = await readdir(join(repository, 'drafts')).catch(() => [])
-  const packs = await readdir(join(repository, 'packs')).catch(() => [])
+  const packs: string[] = await readdir(join(repository, 'packs')).catch(() => [])
   return markers.map((name) => name.slice(0, -'.json'.length)).filter((id) => packs.includes(id))
 }
 

@@ -63,7 +63,7 @@ export async function runCase<T, H extends { readonly host: Host }>(
   const { outcome, incarnation } = await scenario.run(prepared, plan)
   if (plan.hit === undefined) return undefined
   const wrong: string[] = []
-  if (isIncomplete(outcome)) await incarnation.end()
+  if (outcome.ended === 'failed' || isIncomplete(outcome)) await incarnation.end() // as the command line does
   if (plan.isDead || isIncomplete(outcome)) wrong.push(...(await recovered(host)))
   wrong.push(...(await scenario.judge(prepared, outcome)))
   if (wrong.length > 0) wrong.push(`it ended: ${tell(outcome)}`)
@@ -76,7 +76,7 @@ async function recovered(host: Host): Promise<string[]> {
 }
 
 /** Whether it said itself that something is left for `umbra recover`. */
-function isIncomplete(outcome: Outcome<unknown>): boolean {
+export function isIncomplete(outcome: Outcome<unknown>): boolean {
   if (outcome.ended === 'done')
     return typeof outcome.value === 'object' && outcome.value !== null && 'cleanup' in outcome.value
       ? Array.isArray(outcome.value.cleanup) && outcome.value.cleanup.length > 0

@@ -177,12 +177,12 @@ export class SimHypervisor implements Hypervisor {
     return uuid
   }
 
-  async undefine(uuid: string): Promise<void> {
+  async undefine(uuid: string, options = { discardSaved: false }): Promise<void> {
     await this.#call()
     const vm = this.#world.vms.get(uuid)
     if (vm === undefined) return
     this.#change(uuid)
-    if (powerOf(vm) !== 'off') throw wrongState(vm, 'it has to be off')
+    if (powerOf(vm) !== 'off' && !(powerOf(vm) === 'saved' && options.discardSaved)) throw wrongState(vm, 'it has to be off')
     this.#world.vms.delete(uuid)
   }
 

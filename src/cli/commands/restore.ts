@@ -9,6 +9,7 @@ import { failure } from '../../errors.ts'
 import { planRestore, type RestoreResult, restore } from '../../requester/restore.ts'
 import type { Hypervisor } from '../../vm/hypervisor.ts'
 import type { ComponentRestorePlan, RestoreRequest } from '../../vss/restore-plan.ts'
+import { choosePoint } from '../choose-point.ts'
 import { type CommandContext, openSettledRepository, type Report, type Run, recoverFirst } from '../command.ts'
 import { durationText } from '../output.ts'
 import { openTimeline } from '../timeline.ts'
@@ -30,7 +31,7 @@ export function addRestore(program: Command, run: Run): void {
       'Restores the VMs of a recovery point. A VM of the same UUID that is here is turned off and replaced, after every\n' +
         'byte has been verified; it comes back if the restore fails.',
     )
-    .argument('<point>', 'id, its beginning, or its last four letters')
+    .argument('<point>', 'id, its beginning, its last four letters, or latest')
     .option(
       '--vm <name>',
       'only this VM, by name or UUID; may be repeated',
@@ -64,7 +65,7 @@ async function restoreCommand(wanted: string, options: Options, context: Command
   const { settings, signal, screen } = context
   const request = await readRequest(options)
   await using repository = await openSettledRepository(settings)
-  const point = await repository.point(wanted)
+  const point = await choosePoint(repository, wanted, options.vm)
   await using hypervisor = await openHypervisor(settings)
   await checkNetworks(options.network, hypervisor)
   await recoverFirst(context, options.dryRun ? 'continue' : 'refuse')

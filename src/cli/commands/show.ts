@@ -1,7 +1,9 @@
 /**
  * umbra show: one recovery point: what it holds, what was achieved and why, and how the session went.
  */
+
 import type { Command } from 'commander'
+import { choosePoint } from '../choose-point.ts'
 import { type CommandContext, openSettledRepository, type Report, type Run, recoverFirst } from '../command.ts'
 import { durationText, tableText, timeText } from '../output.ts'
 import { eventLine } from '../timeline.ts'
@@ -12,14 +14,14 @@ export function addShow(program: Command, run: Run): void {
     .command('show')
     .summary('show one recovery point')
     .description('Shows what a recovery point holds, what was achieved, and the events of its session.')
-    .argument('<point>', 'id, its beginning, or its last four letters')
+    .argument('<point>', 'id, its beginning, its last four letters, or latest')
     .action((point: string) => run((context) => show(point, context)))
 }
 
 async function show(wanted: string, context: CommandContext): Promise<Report> {
   await using repository = await openSettledRepository(context.settings)
   await recoverFirst(context, 'continue')
-  const { id, createdAt, content, streams, documents } = await repository.point(wanted)
+  const { id, createdAt, content, streams, documents } = await choosePoint(repository, wanted)
   const { vms, events, durationMs, skewMs } = backupContent(content)
   const skew = vms.length > 1 ? `, ${durationText(skewMs)} between the first and the last copy` : ''
   const text = [
