@@ -32,11 +32,12 @@ interface Verdict {
   readonly ok: boolean
 }
 
-const say = (text: string) => console.log(`\n\u001b[1m${text}\u001b[0m`)
+const styled = (code: number, text: string) => (process.stdout.isTTY ? `\u001b[${code}m${text}\u001b[0m` : text)
+const say = (text: string) => console.log(`\n${styled(1, text)}`)
 
 /** Runs umbra as one would in a terminal. */
 async function umbra(uri: string, ...args: string[]): Promise<void> {
-  console.log(`\u001b[2m$ umbra ${args.join(' ')}\u001b[0m`)
+  console.log(styled(2, `$ umbra ${args.join(' ')}`))
   const globals = ['--connect', uri, '--repository', join(home, 'repository'), '--state', join(home, 'state')]
   const child = spawn(join(project, 'bin/umbra'), [...globals, ...args], { stdio: 'inherit' })
   const [code] = await once(child, 'exit')

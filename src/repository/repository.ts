@@ -210,6 +210,7 @@ class OpenRepository implements Repository {
         damaged.push({ id, reason: String(error.context.reason ?? error.message) })
       }
     }
+    manifests.sort((one, other) => Date.parse(one.createdAt) - Date.parse(other.createdAt))
     return { manifests, damaged }
   }
 

@@ -160,7 +160,8 @@ export interface Hypervisor extends AsyncDisposable {
   /**
    * Takes an overlay off again: what it caught goes into the image directly beneath and never further, the VM runs on
    * that image, the overlay file is deleted. Idempotent, whatever state a crash left: overlay never used, used, already
-   * merged, VM running, paused or off. Rejects with MERGE_REFUSED when what lies beneath is not `base`.
+   * merged, VM running, paused, saved or off. Rejects with MERGE_REFUSED when what lies
+   * beneath is not `base`, and for an overlay that holds data but is not under the VM: that data is never thrown away.
    */
   mergeOverlay(uuid: string, overlay: OverlayInPlace): Promise<void>
 

@@ -99,16 +99,22 @@ function choose(vm: VmFacts, guest: GuestFacts, wanted: MethodRequest, freeze: r
       return { method: 'checkpoint', consistency: 'crash', because: 'asked for', obstacles: [] }
     case 'saved-state': {
       const because = 'memory and disks are of one instant; the VM stands still for it'
-      const transient = vm.persistent
-        ? []
-        : ['a VM without a stored configuration can not be saved and brought back safely']
-      return { method: 'saved-state', consistency: 'application', because, obstacles: transient }
+      return { method: 'saved-state', consistency: 'application', because, obstacles: savingObstacles(vm) }
     }
     case 'auto':
       return unmet.length === 0
         ? { ...freezing(guest), because: 'the guest agent answers', obstacles: [] }
         : { method: 'checkpoint', consistency: 'crash', because: unmet[0] ?? '', obstacles: [] }
   }
+}
+
+/** QEMU can not save a VM that has a VHD disk: "the vpc format does not support live migration". */
+function savingObstacles({ persistent, disks }: VmFacts): string[] {
+  const vhd = disks.filter(({ image }) => image?.format === 'vpc').map(({ target }) => target)
+  return [
+    ...(persistent ? [] : ['a VM without a stored configuration can not be saved and brought back safely']),
+    ...(vhd.length === 0 ? [] : [`QEMU can not save a VM with VHD disks (${vhd.join(', ')}): use checkpoint`]),
+  ]
 }
 
 /** Windows agents run the guest's VSS writers; elsewhere only the file systems are known to be at rest. */
