@@ -2,11 +2,11 @@
  * The only file that knows every layer: builds the hypervisor, the writer, the provider and the environments of the
  * requester from settings.
  */
-import { mkdir } from 'node:fs/promises'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import type { UndoHandlers } from './base/cleanup.ts'
 import { systemClock } from './base/clock.ts'
+import { makeDirectory } from './base/make-directory.ts'
 import type { BlockSink } from './disk/block-device.ts'
 import { domainXmlEditor } from './libvirt/configuration-editor.ts'
 import { defaultUri } from './libvirt/connection.ts'
@@ -115,7 +115,7 @@ export async function backupEnvironment(
 ): Promise<BackupEnvironment> {
   const overlayDirectory = join(settings.stateDirectory, 'overlays')
   const sockets = await socketDirectory(settings)
-  await mkdir(overlayDirectory, { recursive: true, mode: 0o700 })
+  await makeDirectory(overlayDirectory, 0o700)
   const openImages = (images: Parameters<typeof exportDisks>[0]) => exportDisks(images, { directory: sockets })
   return {
     writers: [vmWriter(settings, hypervisor, policy)],
@@ -155,12 +155,12 @@ async function createWritableImage(
   sockets: string,
 ): Promise<BlockSink> {
   await createImage(path, format, sizeBytes)
-  const served = await exportDisks([{ name: 'disk', image: { format, storage: { file: path } } }], {
+  const served = await exportDisks([{ name: path, image: { format, storage: { file: path } } }], {
     directory: sockets,
     writable: true,
   })
   try {
-    const device = await served.open('disk')
+    const device = await served.open(path) // the name is what a failed write tells
     return {
       sizeBytes: device.sizeBytes,
       write: (offset, data) => device.write(offset, data),
@@ -176,6 +176,6 @@ async function createWritableImage(
 /** Short, because the path of a socket is; closed to others, because whoever connects reads the disks. */
 async function socketDirectory({ stateDirectory }: Settings): Promise<string> {
   const directory = join(stateDirectory, 's')
-  await mkdir(directory, { recursive: true, mode: 0o700 })
+  await makeDirectory(directory, 0o700)
   return directory
 }

@@ -128,7 +128,6 @@ export const errorCatalogue = {
     409,
   ),
   VM_CONFIGURATION_INVALID: entry('the configuration of {vm} can not be read: {reason}', 'Correct it with virsh edit.'),
-  VM_EXISTS: entry('a VM {vm} exists already on this host', 'Choose another name with --as.', 'never', 409),
   VM_NOT_RESTORED: entry(
     '{vm} was not restored: {reason}',
     'The former VM is back where it was; put the cause right and restore again.',
@@ -150,11 +149,6 @@ export const errorCatalogue = {
     'Look at the agent and its hooks in the guest.',
     'retry',
     409,
-  ),
-  GUEST_FREEZE_INCOMPLETE: entry(
-    '{vm} was frozen with {frozen} file systems but only {thawed} were still frozen at the end',
-    'The guest thawed by itself too early; look at its own freeze limits.',
-    'retry',
   ),
   // disks
   DISK_READ_FAILED: entry(

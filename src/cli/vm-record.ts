@@ -103,7 +103,7 @@ export const leftOut = ({ excluded }: VmRecord): string[] =>
   excluded.map(({ target, reason }) => `${target} is not backed up: ${reason}`)
 
 export function conditionLines({ conditions }: VmRecord): string[] {
-  return conditions.map(({ name, met, detail }) => `  ${met ? 'met  ' : 'UNMET'}  ${name}: ${detail}`)
+  return conditions.map(({ name, met, detail }) => `  ${met ? 'met  ' : 'unmet'}  ${name}: ${detail}`)
 }
 
 export const sumOf = (disks: readonly Disk[], key: 'sizeBytes' | 'readBytes' | 'storedBytes'): number =>

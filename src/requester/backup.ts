@@ -4,7 +4,7 @@
  */
 import type { JsonObject } from '../base/cleanup.ts'
 import type { Clock } from '../base/clock.ts'
-import { cleanupErrors, describeError, invariant, primaryError } from '../base/failure.ts'
+import { describeError } from '../base/failure.ts'
 import { openHostFile } from '../disk/host-file.ts'
 import { failure } from '../errors.ts'
 import type { PointDraft, Repository } from '../repository/repository.ts'
@@ -16,7 +16,7 @@ import type { Provider } from '../vss/provider.ts'
 import type { SessionEvent, SessionLimits } from '../vss/vocabulary.ts'
 import type { Writer } from '../vss/writer.ts'
 import { type Progress, ProgressMeter } from './progress.ts'
-import { RequesterSession, type SessionOptions } from './session.ts'
+import { keepingResult, type Made, RequesterSession, type SessionOptions } from './session.ts'
 import { readInto } from './transfer.ts'
 
 export interface BackupSelection {
@@ -55,10 +55,13 @@ export interface BackupResult {
   readonly cleanup: readonly string[]
 }
 
+type Core = Omit<BackupResult, 'events' | 'cleanup'>
+
 export async function backup(selection: BackupSelection, environment: BackupEnvironment): Promise<BackupResult> {
-  const made: { result?: BackupResult } = {}
-  try {
+  const events: SessionEvent[] = []
+  const result = await keepingResult<Core>(async (made) => {
     await using session = await RequesterSession.open(environment.session)
+    session.events.listen((event) => events.push(event))
     if (environment.onEvent !== undefined) session.events.listen(environment.onEvent)
     try {
       await backupInSession(selection, environment, session, made)
@@ -67,21 +70,15 @@ export async function backup(selection: BackupSelection, environment: BackupEnvi
       if (made.result === undefined) throw error
       session.events.emit({ event: 'Unfinished', detail: describeError(error) })
     }
-    if (made.result !== undefined) made.result = { ...made.result, events: session.events.all }
-  } catch (error) {
-    if (made.result === undefined) throw error
-    const left = [primaryError(error), ...cleanupErrors(error)]
-    made.result = { ...made.result, cleanup: left.map(describeError) }
-  }
-  invariant(made.result !== undefined, 'a backup ends with a recovery point or with an error')
-  return made.result
+  })
+  return { ...result, events }
 }
 
 async function backupInSession(
   selection: BackupSelection,
   { writers, providers, limits, clock, repository, onProgress }: BackupEnvironment,
   session: RequesterSession,
-  made: { result?: BackupResult },
+  made: Made<Core>,
 ): Promise<void> {
   const beganMs = clock.monotonicMs()
   const { undo, quiet, signal, abandon, lockSetCreation, events } = session
@@ -132,7 +129,7 @@ async function backupInSession(
   const content = { vms, skewMs, durationMs, events: events.all.map((event) => ({ ...event })) }
   const point = await draft.commit(JSON.parse(JSON.stringify(content)) as JsonObject)
   undo.forget(discard)
-  made.result = { recoveryPoint: point.id, vms, skewMs, durationMs, events: [], cleanup: [] }
+  made.result = { recoveryPoint: point.id, vms, skewMs, durationMs }
   await components.backupComplete()
 }
 

@@ -4,12 +4,13 @@
  * by the session's watchdog, by `umbra recover`, and by every command at its start.
  */
 import { constants, readFileSync } from 'node:fs'
-import { type FileHandle, mkdir, open, readdir, readFile, rm } from 'node:fs/promises'
+import { type FileHandle, open, readdir, readFile, rm } from 'node:fs/promises'
 import { basename, join } from 'node:path'
 import { z } from 'zod'
 import { runUndo, type UndoHandlers, type UndoLog, type UndoRecord } from '../base/cleanup.ts'
 import { type Clock, systemClock } from '../base/clock.ts'
 import { describeError, invariant } from '../base/failure.ts'
+import { makeDirectory } from '../base/make-directory.ts'
 import { failure } from '../errors.ts'
 import type { QuietDuringFreeze } from '../vss/windows.ts'
 import { type TryLock, tryLock } from './host-lock.ts'
@@ -64,7 +65,7 @@ export class Journal implements UndoLog, QuietDuringFreeze, AsyncDisposable {
   }
 
   static async create(directory: string, content: JournalHeader, take: TryLock = tryLock): Promise<Journal> {
-    await mkdir(directory, { recursive: true, mode: 0o700 })
+    await makeDirectory(directory, 0o700)
     const lock = await take(directory, content.session)
     invariant(lock !== undefined, 'a session id is used once')
     await using unfinished = new AsyncDisposableStack()
@@ -182,7 +183,7 @@ export async function recoverInterrupted(directory: string, options: RecoveryOpt
 
 /** Replays one journal; undefined when its session is alive, or somebody else has just finished it. */
 export async function recoverJournal(path: string, options: RecoveryOptions): Promise<Recovered | undefined> {
-  const { clock = systemClock, stepDeadlineMs = 600_000, waitMs = 120_000, urgent = [] } = options
+  const { clock = systemClock, stepDeadlineMs = 600_000, waitMs = 120_000 } = options
   const session = basename(path, '.jsonl')
   let lock = await tryLock(join(path, '..'), session)
   for (const endMs = clock.monotonicMs() + waitMs; lock === undefined && clock.monotonicMs() < endMs; ) {
@@ -194,14 +195,31 @@ export async function recoverJournal(path: string, options: RecoveryOptions): Pr
   await using _held = lock
   const text = await readFile(path, 'utf8').catch(() => undefined)
   if (text === undefined) return undefined
-  const complete = text.includes('\n') // a header cut short: nothing was done yet
-  const { header: content, left } = complete ? readJournal(text) : { header: undefined, left: [] }
+  const recovered = await replay(path, text, clock, stepDeadlineMs, options)
+  if (recovered.failed.length === 0) await rm(path, { force: true })
+  return recovered
+}
+
+/** Runs what a journal asks for. What can not be read or reached is reported, and the journal stays. */
+async function replay(
+  path: string,
+  text: string,
+  clock: Clock,
+  stepDeadlineMs: number,
+  { handlersFor, urgent = [] }: RecoveryOptions,
+): Promise<Recovered> {
+  const session = basename(path, '.jsonl')
   const undone: string[] = []
   const failed: string[] = []
-  if (content !== undefined && left.length > 0) {
-    const handlers = await options.handlersFor(content)
+  // A header cut short: nothing was done yet.
+  if (!text.includes('\n')) return { session, what: 'backup', startedAt: '', undone, failed }
+  let content: JournalHeader | undefined
+  try {
+    const journal = readJournal(text)
+    content = journal.header
+    const handlers = journal.left.length === 0 ? {} : await handlersFor(content)
     const isUrgent = ({ undo }: UndoRecord) => urgent.includes(undo)
-    for (const record of [...left.filter(isUrgent), ...left.filter((one) => !isUrgent(one))]) {
+    for (const record of [...journal.left.filter(isUrgent), ...journal.left.filter((one) => !isUrgent(one))]) {
       const told = describeRecord(record)
       try {
         await runUndo(record, handlers, clock, stepDeadlineMs)
@@ -210,8 +228,9 @@ export async function recoverJournal(path: string, options: RecoveryOptions): Pr
         failed.push(`${told}: ${describeError(error)}`)
       }
     }
+  } catch (error) {
+    failed.push(`${path}: ${describeError(error)}`)
   }
-  if (failed.length === 0) await rm(path, { force: true })
   return { session, what: content?.what ?? 'backup', startedAt: content?.startedAt ?? '', undone, failed }
 }
 

@@ -3,9 +3,10 @@
  * old still stands and runs; only then PreRestore, where the files take their places; PostRestore registers. There is no
  * abort (law 9): what PreRestore set aside comes back by the session's undo unless PostRestore succeeds.
  */
-import { chmod, chown, mkdir, open, rename } from 'node:fs/promises'
+import { chmod, chown, open, rename } from 'node:fs/promises'
 import { dirname } from 'node:path'
 import type { Clock } from '../base/clock.ts'
+import { makeDirectory } from '../base/make-directory.ts'
 import type { BlockSink, BlockSource } from '../disk/block-device.ts'
 import { createHostFile } from '../disk/host-file.ts'
 import { failure } from '../errors.ts'
@@ -23,7 +24,7 @@ import type {
 import type { FileRestoreStatus, SessionEvent } from '../vss/vocabulary.ts'
 import type { Writer } from '../vss/writer.ts'
 import { type Progress, ProgressMeter } from './progress.ts'
-import { RequesterSession, type SessionOptions } from './session.ts'
+import { keepingResult, RequesterSession, type SessionOptions } from './session.ts'
 import { writeOut } from './transfer.ts'
 
 export interface RestoreEnvironment {
@@ -47,6 +48,8 @@ export interface RestoreResult {
     readonly warnings: readonly string[]
   }[]
   readonly durationMs: number
+  /** What is left to clean up; empty unless the exit code is 3. */
+  readonly cleanup: readonly string[]
 }
 
 /** The plan for the components of a point that are called `names` (all when empty). Touches nothing. */
@@ -61,10 +64,16 @@ export async function planRestore(
   )
   const all = document.writers.flatMap(({ components }) => components)
   const labelOf = ({ component, metadata }: BackedUpComponent) => String(metadata.name ?? component.name)
-  const unknown = names.filter((name) => !all.some((one) => labelOf(one) === name || one.component.name === name))
+  const unknown = names.filter(
+    (name) => !all.some((one) => labelOf(one) === name || one.component.name === name.toLowerCase()),
+  )
   if (unknown.length > 0) throw failure('VM_NOT_FOUND', { vm: unknown.join(', '), known: all.map(labelOf).join(', ') })
   const stored =
-    names.length === 0 ? all : all.filter((one) => names.includes(labelOf(one)) || names.includes(one.component.name))
+    names.length === 0
+      ? all
+      : all.filter(
+          (one) => names.includes(labelOf(one)) || names.some((name) => name.toLowerCase() === one.component.name),
+        )
   if (request.as !== undefined && stored.length > 1)
     throw failure('USAGE', { reason: '--as takes one VM: choose it with --vm' })
   const plans: ComponentRestorePlan[] = []
@@ -90,38 +99,42 @@ export async function restore(
   request: RestoreRequest,
   environment: RestoreEnvironment,
 ): Promise<RestoreResult> {
-  const { writer, planner, clock } = environment
+  const { planner, clock } = environment
   const beganMs = clock.monotonicMs()
   const { stored, plans } = await planRestore(point, names, request, planner)
   const obstacles = plans.flatMap((plan) => plan.obstacles.map((obstacle) => `${plan.caption}: ${obstacle}`))
   if (obstacles.length > 0)
     throw failure('VSS_WRITER_VETO', { event: 'PreRestore', done: 'restored', reasons: obstacles })
 
-  await using session = await RequesterSession.open(environment.session)
-  if (environment.onEvent !== undefined) session.events.listen(environment.onEvent)
+  return keepingResult<Omit<RestoreResult, 'cleanup'>>(async (made) => {
+    await using session = await RequesterSession.open(environment.session)
+    if (environment.onEvent !== undefined) session.events.listen(environment.onEvent)
+    await restoreInSession(point, stored, plans, environment, session)
+    const vms = plans.map(({ caption, targets, steps, warnings }) => {
+      return { name: caption, files: targets.map(({ path }) => path), steps, warnings }
+    })
+    made.result = { recoveryPoint: point.id, vms, durationMs: Math.round(clock.monotonicMs() - beganMs) }
+  })
+}
+
+async function restoreInSession(
+  point: RecoveryPoint,
+  stored: readonly BackedUpComponent[],
+  plans: readonly ComponentRestorePlan[],
+  environment: RestoreEnvironment,
+  session: RequesterSession,
+): Promise<void> {
+  const { undo, events, signal } = session
   for (const { component, caption } of plans) await session.lockComponent(component, caption)
-  await using components = RestoreComponents.initializeForRestore(
-    { writers: [writer], undo: session.undo, emit: session.events.emit },
-    stored,
-  )
+  const service = { writers: [environment.writer], undo, emit: events.emit }
+  await using components = RestoreComponents.initializeForRestore(service, stored)
   for (const { component } of plans) components.setSelectedForRestore(component)
 
   await stageAll(point, plans, environment, session) // the last moment to say no
-  session.signal.throwIfAborted()
+  signal.throwIfAborted()
   await components.preRestore() // no way back by request beyond this line
   for (const plan of plans) components.setFileRestoreStatus(plan.component, await place(plan))
   await components.postRestore()
-
-  return {
-    recoveryPoint: point.id,
-    vms: plans.map(({ caption, targets, steps, warnings }) => ({
-      name: caption,
-      files: targets.map(({ path }) => path),
-      steps,
-      warnings,
-    })),
-    durationMs: Math.round(clock.monotonicMs() - beganMs),
-  }
 }
 
 /** Writes every file beside its place. All of it is verified on the way: a damaged chunk ends the restore here. */
@@ -135,7 +148,7 @@ async function stageAll(
   const { chunkSizeBytes } = repository
   for (const { component, caption, targets } of plans) {
     for (const target of targets) {
-      await mkdir(dirname(target.path), { recursive: true })
+      await makeDirectory(dirname(target.path))
       await undo.defer({ undo: 'remove-file', path: target.staged })
       await using source = await openStored(point, component, target)
       meter.begin(`${caption} ${target.path}`, source.sizeBytes)

@@ -2,10 +2,11 @@
  * A requester's session: journal, watchdog, cleanup and events in one handle. Its disposal runs every undo step that is
  * left, then says farewell to the watchdog, then closes the journal, which stays on disk if a step could not be run.
  */
-import { mkdir } from 'node:fs/promises'
 import { join } from 'node:path'
 import { Cleanup, type UndoHandlers } from '../base/cleanup.ts'
 import type { Clock } from '../base/clock.ts'
+import { cleanupErrors, describeError, invariant, primaryError } from '../base/failure.ts'
+import { makeDirectory } from '../base/make-directory.ts'
 import { failure } from '../errors.ts'
 import type { ComponentRef } from '../vss/components.ts'
 import { fullPath } from '../vss/components.ts'
@@ -66,7 +67,7 @@ export class RequesterSession implements AsyncDisposable {
   static async open(options: SessionOptions): Promise<RequesterSession> {
     const id = crypto.randomUUID()
     const directory = journalDirectory(options.stateDirectory)
-    await mkdir(workDirectory(options.stateDirectory), { recursive: true, mode: 0o700 })
+    await makeDirectory(workDirectory(options.stateDirectory), 0o700)
     const header = {
       session: id,
       what: options.what,
@@ -115,3 +116,25 @@ export class RequesterSession implements AsyncDisposable {
 
 export const journalDirectory = (stateDirectory: string): string => join(stateDirectory, 'journal')
 export const workDirectory = (stateDirectory: string): string => join(stateDirectory, 'work')
+
+/** Where work puts its result as soon as that stands. */
+export interface Made<T> {
+  result?: T
+}
+
+/**
+ * Runs a session's work. Once it has made its result that stands, whatever fails afterwards: then the result comes with
+ * the names of what is left to clean up.
+ */
+export async function keepingResult<T>(work: (made: Made<T>) => Promise<void>): Promise<T & { cleanup: string[] }> {
+  const made: Made<T> = {}
+  let cleanup: string[] = []
+  try {
+    await work(made)
+  } catch (error) {
+    if (made.result === undefined) throw error
+    cleanup = [primaryError(error), ...cleanupErrors(error)].map(describeError)
+  }
+  invariant(made.result !== undefined, 'work that did not fail has a result')
+  return { ...made.result, cleanup }
+}

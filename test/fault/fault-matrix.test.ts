@@ -2,64 +2,23 @@
  * The fault matrix of a backup: every call of every port fails, hangs, is cancelled and is the last one of its process, in
  * turn. Afterwards the host is as it was and a point is complete or not there (S1; laws 1, 2, 3, 6, 7, 8, 12).
  */
-import { describe, test } from 'node:test'
-import type { BackupResult } from '../../src/requester/backup.ts'
-import type { BackupPolicy } from '../../src/vm/method.ts'
-import type { SimVmSpec } from '../sim/sim-world.ts'
-import { Host, Incarnation } from './harness.ts'
-import { afterBackup } from './judge.ts'
-import { runMatrix, type Scenario } from './matrix.ts'
+import { after, describe, test } from 'node:test'
+import { backupScenarios } from './backup-scenarios.ts'
+import { MatrixPool } from './matrix-pool.ts'
 
-const small = { sizeBytes: 256 * 1024 }
-const twoDisks = { sda: small, sdb: small }
-const oneDisk = { sda: small }
+const pool = new MatrixPool()
+after(() => pool.close())
 
-/** Guest-freeze, checkpoint and a VM that is off; and saved state of a running and of a paused VM. */
-const methods: Readonly<Record<string, { method: BackupPolicy['method']; vms: Record<string, SimVmSpec> }>> = {
-  'guest-freeze and checkpoint': {
-    method: 'auto',
-    vms: {
-      web01: { disks: twoDisks, nvram: Buffer.from('variables') },
-      old95: { agent: 'none', disks: oneDisk },
-      cold: { power: 'off', disks: oneDisk },
-    },
-  },
-  'saved state': {
-    method: 'saved-state',
-    vms: { mail: { disks: twoDisks }, held: { power: 'paused', disks: oneDisk } },
-  },
-}
-
-function scenario(method: string, instant: BackupPolicy['instant']): Scenario<BackupResult, { host: Host }> {
-  const { method: wanted, vms } = methods[method] as (typeof methods)[string]
-  return {
-    prepare: async () => ({ host: await Host.create(vms) }),
-    async run({ host }, plan) {
-      const incarnation = new Incarnation(host, plan)
-      return { incarnation, outcome: await incarnation.backup({ method: wanted, require: 'crash', instant }) }
-    },
-    judge: ({ host }, outcome) => afterBackup(host, outcome),
+describe('the fault matrix of a backup', { concurrency: pool.size }, () => {
+  for (const scenario of Object.keys(backupScenarios)) {
+    test(`${scenario}, killed before any call`, (t) => pool.run(t, { scenario, faults: ['kill before'] }))
+    test(`${scenario}, killed after any call`, (t) => pool.run(t, { scenario, faults: ['kill after'] }))
+    test(`${scenario}, with any call failing`, (t) =>
+      pool.run(t, { scenario, faults: ['fail before'], at: 'may fail' }))
+    test(`${scenario}, with any deed done and reported as failed`, (t) =>
+      pool.run(t, { scenario, faults: ['fail after'], at: 'ports' }))
+    test(`${scenario}, cancelled at any call`, (t) => pool.run(t, { scenario, faults: ['cancel after'], at: 'ports' }))
+    test(`${scenario}, with any call of the hypervisor or a guest hanging`, (t) =>
+      pool.run(t, { scenario, faults: ['hang before', 'hang after'], at: 'hypervisor' }))
   }
-}
-
-const ofTheHypervisor = (call: string) => call.includes(' hypervisor.')
-/** All but the end of a draft's marker, which must not fail: "Known gaps" in README.md. */
-const thatMayFail = (call: string) => !/ files\.rm\(\d{8}T\d{6}Z-/.test(call)
-
-for (const method of Object.keys(methods)) {
-  for (const instant of ['vm', 'set'] as const) {
-    describe(`a backup by ${method}, one instant for each ${instant}`, () => {
-      const one = scenario(method, instant)
-      test('killed before any call', async (t) =>
-        t.diagnostic(`${await runMatrix(one, { faults: ['kill before'] })} cases`))
-      test('killed after any call', async (t) =>
-        t.diagnostic(`${await runMatrix(one, { faults: ['kill after'] })} cases`))
-      test('with any call failing', async (t) =>
-        t.diagnostic(`${await runMatrix(one, { faults: ['fail before', 'fail after'], at: thatMayFail })} cases`))
-      test('cancelled at any call', async (t) =>
-        t.diagnostic(`${await runMatrix(one, { faults: ['cancel before', 'cancel after'] })} cases`))
-      test('with any call of the hypervisor or a guest hanging', async (t) =>
-        t.diagnostic(`${await runMatrix(one, { faults: ['hang before', 'hang after'], at: ofTheHypervisor })} cases`))
-    })
-  }
-}
+})

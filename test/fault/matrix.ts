@@ -14,31 +14,42 @@ export interface Scenario<T, H extends { readonly host: Host }> {
   judge(prepared: H, outcome: Outcome<T>): Promise<string[]>
 }
 
-export interface Cases {
-  readonly faults: readonly Fault[]
-  /** Which calls, by "n port.method(arguments)"; all unless told. */
-  readonly at?: (call: string) => boolean
+/** Which calls: all but the end of a draft's marker is `may fail` (README, "Known gaps"). */
+const filters = {
+  all: () => true,
+  ports: (call: string) => !call.includes(' files.'),
+  hypervisor: (call: string) => call.includes(' hypervisor.'),
+  'may fail': (call: string) => !/ files\.rm\(\d{8}T\d{6}Z-/.test(call),
 }
 
-/** Runs the cases and fails with every one that ended badly; answers how many there were. */
+export interface Cases {
+  readonly faults: readonly Fault[]
+  readonly at?: keyof typeof filters
+}
+
+/** How many cases there were, and each that ended badly. */
+export interface MatrixResult {
+  readonly cases: number
+  readonly bad: readonly string[]
+}
+
 export async function runMatrix<T, H extends { readonly host: Host }>(
   scenario: Scenario<T, H>,
-  { faults, at = () => true }: Cases,
-): Promise<number> {
+  { faults, at = 'all' }: Cases,
+): Promise<MatrixResult> {
   const calls = await countCalls(scenario)
   const bad: string[] = []
   let cases = 0
   for (const fault of faults) {
     for (const [index, call] of calls.entries()) {
-      if (!at(call)) continue
+      if (!filters[at](call)) continue
       const result = await runCase(scenario, { at: index + 1, fault })
       if (result === undefined) continue
       cases++
       if (result.wrong.length > 0) bad.push(`${fault} ${result.hit}:\n    ${result.wrong.join('\n    ')}`)
     }
   }
-  assert.equal(bad.length, 0, `${bad.length} of ${cases} cases ended badly\n${bad.join('\n')}`)
-  return cases
+  return { cases, bad }
 }
 
 /** The calls of a run without any fault, which must end well. */

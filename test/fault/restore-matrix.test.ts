@@ -1,209 +1,23 @@
 /**
- * The fault matrix of a restore: in place over the VM that is there, in place with memory, to another directory, of a VM that
- * is gone, and as a copy. Afterwards the former VM is back with its bytes and its power state, or the restored one is
+ * The fault matrix of a restore. Afterwards the former VM is back with its bytes and its power state, or the restored one is
  * complete; the original of a copy is never touched (S1, R1 to R3; laws 1, 2, 3, 7, 9).
  */
-import assert from 'node:assert/strict'
-import { mkdirSync } from 'node:fs'
-import { describe, test } from 'node:test'
-import { openRepository } from '../../src/repository/repository.ts'
-import type { RestoreResult } from '../../src/requester/restore.ts'
-import type { PowerState } from '../../src/vm/hypervisor.ts'
-import type { BackupPolicy } from '../../src/vm/method.ts'
-import type { RestoreRequest } from '../../src/vss/restore-plan.ts'
-import { leftovers, remember } from '../sim/leftovers.ts'
-import { readConfiguration } from '../sim/sim-configuration.ts'
-import { verifyRecords } from '../sim/sim-records.ts'
-import { powerOf } from '../sim/sim-vm.ts'
-import { uuidOf } from '../sim/sim-world.ts'
-import { Host, Incarnation, inPlace, type Outcome } from './harness.ts'
-import { readStream } from './judge.ts'
-import { isIncomplete, runMatrix, type Scenario } from './matrix.ts'
+import { after, describe, test } from 'node:test'
+import { MatrixPool } from './matrix-pool.ts'
+import { restoreScenarios } from './restore-scenarios.ts'
 
-const small = { sizeBytes: 256 * 1024 }
+const pool = new MatrixPool()
+after(() => pool.close())
 
-interface Prepared {
-  readonly host: Host
-  readonly point: string
-  /** The disks of the recovery point, by target. */
-  readonly stored: ReadonlyMap<string, Uint8Array>
-}
-
-interface RestoreCase {
-  readonly power: PowerState
-  readonly method: BackupPolicy['method']
-  readonly request: (host: Host) => RestoreRequest
-  /** The VM is removed after the backup, disks and all. */
-  readonly gone?: boolean
-  readonly powerAfter: PowerState
-}
-
-const cases: Readonly<Record<string, RestoreCase>> = {
-  'in place over a running VM': { power: 'running', method: 'auto', request: () => inPlace, powerAfter: 'off' },
-  'in place over a paused VM, memory included': {
-    power: 'paused',
-    method: 'saved-state',
-    request: () => inPlace,
-    powerAfter: 'saved',
-  },
-  'in place over a VM that is off, and started': {
-    power: 'off',
-    method: 'auto',
-    request: () => ({ ...inPlace, start: true }),
-    powerAfter: 'running',
-  },
-  'to another directory, of a running VM with memory': {
-    power: 'running',
-    method: 'saved-state',
-    request: (host) => ({ ...inPlace, to: host.world.path('/elsewhere') }),
-    powerAfter: 'saved',
-  },
-  'of a VM that is gone, to another directory': {
-    power: 'running',
-    method: 'auto',
-    gone: true,
-    request: (host) => ({ ...inPlace, to: host.world.path('/elsewhere') }),
-    powerAfter: 'off',
-  },
-  'as a copy beside the running original': {
-    power: 'running',
-    method: 'auto',
-    request: () => ({ ...inPlace, as: 'web01-copy' }),
-    powerAfter: 'off',
-  },
-}
-
-function scenario(one: RestoreCase): Scenario<RestoreResult, Prepared> {
-  return {
-    prepare: () => prepare(one),
-    async run({ host, point }, plan) {
-      const incarnation = new Incarnation(host, plan)
-      return { incarnation, outcome: await incarnation.restore(point, ['web01'], one.request(host)) }
-    },
-    judge: (prepared, outcome) => judge(one, prepared, outcome),
+describe('the fault matrix of a restore', { concurrency: pool.size }, () => {
+  for (const scenario of Object.keys(restoreScenarios)) {
+    test(`${scenario}, killed before any call`, (t) => pool.run(t, { scenario, faults: ['kill before'] }))
+    test(`${scenario}, killed after any call`, (t) => pool.run(t, { scenario, faults: ['kill after'] }))
+    test(`${scenario}, with any call failing`, (t) => pool.run(t, { scenario, faults: ['fail before'] }))
+    test(`${scenario}, with any deed of the hypervisor done and reported as failed`, (t) =>
+      pool.run(t, { scenario, faults: ['fail after'], at: 'ports' }))
+    test(`${scenario}, cancelled at any call`, (t) => pool.run(t, { scenario, faults: ['cancel after'], at: 'ports' }))
+    test(`${scenario}, with any call of the hypervisor hanging until it is killed`, (t) =>
+      pool.run(t, { scenario, faults: ['hang before', 'hang after'], at: 'hypervisor' }))
   }
-}
-
-/** A host with a recovery point of web01, and a web01 that has changed since. */
-async function prepare({ power, method, gone }: RestoreCase): Promise<Prepared> {
-  const host = await Host.create({
-    web01: { power, disks: { sda: small, sdb: small }, nvram: Buffer.from('variables') },
-    other: { disks: { sda: small } },
-  })
-  const { world } = host
-  mkdirSync(world.path('/elsewhere'))
-  const made = await new Incarnation(host).backup({ method, require: 'crash', instant: 'vm' })
-  assert.equal(made.ended, 'done')
-  const point = made.ended === 'done' ? made.value.recoveryPoint : ''
-  await using repository = await openRepository(host.repository)
-  const opened = await repository.point(point)
-  const stored = new Map<string, Uint8Array>()
-  for (const target of ['sda', 'sdb'])
-    stored.set(target, await readStream(opened, `${uuidOf('web01')}/disks/${target}`))
-  const { hypervisor } = world
-  if (gone === true) {
-    await hypervisor.turnOff(uuidOf('web01'))
-    await hypervisor.undefine(uuidOf('web01'))
-    for (const target of ['sda', 'sdb']) world.files.remove(world.path(`/images/web01-${target}.raw`))
-    world.files.remove(world.path('/var/lib/libvirt/qemu/nvram/web01_VARS.fd'))
-  } else {
-    world.files.put(world.path('/var/lib/libvirt/qemu/nvram/web01_VARS.fd'), Buffer.from('changed since'))
-    const image = world.image('web01', 'sda')
-    world.files.disk(image).write(100_000, Buffer.from('written since the backup'))
-  }
-  world.beginning = remember(world)
-  return { host, point, stored }
-}
-
-async function judge(one: RestoreCase, prepared: Prepared, outcome: Outcome<RestoreResult>): Promise<string[]> {
-  const { host } = prepared
-  const { world } = host
-  const { as } = one.request(host)
-  const name = as ?? 'web01'
-  const there = [...world.vms.values()].find((vm) => readConfiguration(vm.configuration).name === name)
-  if (outcome.ended === 'done' || (there !== undefined && isRestored(prepared, name))) {
-    if (outcome.ended === 'failed' && !isIncomplete(outcome)) {
-      const wrong = await restoredProblems(one, prepared, name)
-      return [...wrong, 'it says that it failed, and the restored VM is there']
-    }
-    return restoredProblems(one, prepared, name)
-  }
-  return formerProblems(one, prepared)
-}
-
-/** Whether the VM lies on what was restored, and not on what has changed since. */
-function isRestored({ host, stored }: Prepared, name: string): boolean {
-  try {
-    return sameBeginning(host.world.diskBytes(name, 'sda'), stored.get('sda'))
-  } catch {
-    return false
-  }
-}
-
-/** The bytes at which the present disk was changed. */
-const sameBeginning = (disk: Uint8Array, stored: Uint8Array | undefined) =>
-  stored !== undefined && Buffer.compare(disk.subarray(100_000, 100_024), stored.subarray(100_000, 100_024)) === 0
-
-async function restoredProblems(one: RestoreCase, { host, stored }: Prepared, name: string): Promise<string[]> {
-  const { world } = host
-  const wrong: string[] = []
-  const vm = world.vm(name)
-  if (powerOf(vm) !== one.powerAfter) wrong.push(`${name} is ${powerOf(vm)} and should be ${one.powerAfter}`)
-  if (name !== 'web01' && vm.uuid === uuidOf('web01')) wrong.push('the copy has the UUID of its original')
-  for (const [target, bytes] of stored) {
-    const disk = world.diskBytes(name, target)
-    const end = one.powerAfter === 'running' ? 100_100 : bytes.length // a VM that runs has written its logs since
-    if (Buffer.compare(disk.subarray(0, end), bytes.subarray(0, end)) !== 0)
-      wrong.push(`${target} is not as it was stored`)
-  }
-  const nvram = readConfiguration(vm.configuration).nvram ?? ''
-  const variables = world.files.get(nvram)
-  if (variables === undefined || !('bytes' in variables) || Buffer.from(variables.bytes).toString() !== 'variables')
-    wrong.push(`the firmware variables in ${nvram} are not those stored`)
-  const expected = [
-    /^web01 is (off|saved|running) and was/,
-    /^web01 was restarted/,
-    /^web01 has another configuration/,
-    /^web01-copy is new/,
-    /^web01 is new/,
-  ]
-  const places = /^stray (image|file) .*\/(web01-copy[^/]*|elsewhere\/[^/]*|images\/web01-sd[ab].raw|web01_VARS.fd)$/
-  const copy = name !== 'web01'
-  for (const line of leftovers(world)) {
-    if (places.test(line) && (copy ? line.includes('web01-copy') : one.gone === true)) continue
-    if (copy ? line === 'web01-copy is new' : expected.some((pattern) => pattern.test(line))) continue
-    wrong.push(line)
-  }
-  return wrong
-}
-
-/** The former VM runs from its own files again: a cold start is all that may have happened to it. */
-async function formerProblems(one: RestoreCase, { host, stored }: Prepared): Promise<string[]> {
-  const { world } = host
-  const mayRestart = one.request(host).as === undefined && one.power !== 'off'
-  const wrong = leftovers(world).filter((line) => !(mayRestart && line === 'web01 was restarted'))
-  if (one.gone === true) return wrong
-  const [sda, sdb] = ['sda', 'sdb'].map((target) => world.diskBytes('web01', target))
-  if (sda === undefined || sdb === undefined) return [...wrong, 'web01 has lost its disks']
-  if (sameBeginning(sda, stored.get('sda'))) wrong.push('web01 has lost what was written since the backup')
-  const { crossConsistent, records } = await verifyRecords(sda, sdb)
-  const { records: then } = await verifyRecords(stored.get('sda') ?? sda, stored.get('sdb') ?? sdb)
-  if (!crossConsistent || records < then) wrong.push(`web01 has lost records: ${records} where ${then} were stored`)
-  return wrong
-}
-
-for (const [name, one] of Object.entries(cases)) {
-  describe(`a restore ${name}`, () => {
-    const it = scenario(one)
-    test('killed before or after any call', async (t) =>
-      t.diagnostic(`${await runMatrix(it, { faults: ['kill before', 'kill after'] })} cases`))
-    test('with any call failing', async (t) =>
-      t.diagnostic(`${await runMatrix(it, { faults: ['fail before', 'fail after'] })} cases`))
-    test('cancelled at any call', async (t) =>
-      t.diagnostic(`${await runMatrix(it, { faults: ['cancel before', 'cancel after'] })} cases`))
-    test('with any call of the hypervisor hanging, until it is killed', async (t) => {
-      const at = (call: string) => call.includes(' hypervisor.')
-      t.diagnostic(`${await runMatrix(it, { faults: ['hang before', 'hang after'], at })} cases`)
-    })
-  })
-}
+})

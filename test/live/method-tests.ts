@@ -119,18 +119,27 @@ export function methodTests(scene: () => Scene): void {
     await inside(stage, db, 'umbra-writer verify /srv/a/log /srv/b/log')
   })
 
-  it('leaves a paused VM paused', async () => {
+  it('leaves a paused VM paused, and brings it back paused from its saved state', async () => {
     const { stage, web } = scene()
+    const life = await bootOf(stage, web)
     await stage.hypervisor.suspend(web.uuid)
+    const points: string[] = []
     for (const method of ['saved-state', 'auto'] as const) {
       const result = await backUp(stage, ['web'], { policy: { method } })
+      points.push(result.recoveryPoint)
       assert.equal(result.vms[0]?.consistency, method === 'auto' ? 'crash' : 'application')
       assert.equal(await stage.hypervisor.power(web.uuid), 'paused')
       const verdict = await verdictOf(stage, result.recoveryPoint, web)
       assert.ok(verdict.ok && verdict.crossConsistent, JSON.stringify(verdict))
     }
+    await restoreVm(stage, points[0] ?? '', 'web')
+    assert.equal(await stage.hypervisor.power(web.uuid), 'saved')
+    await stage.hypervisor.start(web.uuid)
+    assert.equal(await stage.hypervisor.power(web.uuid), 'paused')
     await stage.hypervisor.resume(web.uuid)
     await agentAnswers(stage, web)
+    assert.equal(await bootOf(stage, web), life)
+    await inside(stage, web, 'umbra-writer verify /srv/a/log /srv/b/log')
   })
 
   it('backs up a VM that is off, and its owner may start it meanwhile', async () => {

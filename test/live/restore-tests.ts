@@ -48,6 +48,7 @@ export function restoreTests(scene: () => Scene): void {
       restoreVm(stage, point, 'db', { to }, { onEvent: ({ event }) => void events.push(event) }),
     )
     t.diagnostic(`${error.code}: ${error.message}`)
+    assert.match(error.message, /small\/.*no space left/, 'it says where')
     assert.ok(!events.includes('PreRestore'))
     assert.deepEqual(await readdir(to), [])
     assert.deepEqual(await stateOf(stage, db), state)

@@ -79,7 +79,7 @@ async function restoreCommand(wanted: string, options: Options, context: Command
     onEvent: openTimeline(screen.say),
     onProgress: screen.progress,
   })
-  return { document: result, text: resultText(result) }
+  return { document: result, text: resultText(result), exitCode: result.cleanup.length > 0 ? 3 : 0 }
 }
 
 async function readRequest({ as, to, network, start = false }: Options): Promise<RestoreRequest> {
@@ -127,7 +127,7 @@ function planReport(recoveryPoint: string, plans: readonly ComponentRestorePlan[
   }
 }
 
-function resultText({ recoveryPoint, vms, durationMs }: RestoreResult): string {
+function resultText({ recoveryPoint, vms, durationMs, cleanup }: RestoreResult): string {
   return [
     '',
     ...vms.flatMap(({ name, files, warnings }) => [
@@ -135,5 +135,6 @@ function resultText({ recoveryPoint, vms, durationMs }: RestoreResult): string {
       ...warnings.map((warning) => `  note: ${warning}`),
     ]),
     `recovery point ${recoveryPoint}, ${durationText(durationMs)}`,
+    ...cleanup.map((step) => `left to clean up: ${step} (run umbra recover)`),
   ].join('\n')
 }

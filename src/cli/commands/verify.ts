@@ -2,7 +2,8 @@
  * umbra verify: every byte read and hashed again; what is damaged is named by VM, disk and offset. Exit code 1 if any is.
  */
 import type { Command } from 'commander'
-import type { Damage, RecoveryPoint, VerifyReport } from '../../repository/repository.ts'
+import type { Damage, RecoveryPoint, Repository, VerifyReport } from '../../repository/repository.ts'
+import { choosePoint } from '../choose-point.ts'
 import { type CommandContext, openSettledRepository, type Report, type Run, recoverFirst } from '../command.ts'
 import { bytesText, countText } from '../output.ts'
 import { backupContent } from '../vm-record.ts'
@@ -14,7 +15,7 @@ export function addVerify(program: Command, run: Run): void {
     .description(
       'Reads and hashes every byte again. What is damaged is named by VM, disk and offset; then it exits with 1.',
     )
-    .argument('[point...]', 'all of them if none is named')
+    .argument('[point...]', 'ids, or latest; all of them if none is named')
     .action((points: string[]) => run((context) => verify(points, context), { unwinds: true }))
 }
 
@@ -29,7 +30,7 @@ async function verify(wanted: readonly string[], context: CommandContext): Promi
   await using repository = await openSettledRepository(context.settings)
   await recoverFirst(context, 'continue')
   const report = await repository.verify({
-    ...(wanted.length === 0 ? {} : { points: wanted }),
+    ...(wanted.length === 0 ? {} : { points: await idsOf(wanted, repository) }),
     signal,
     onProgress: screen.meter('verify'),
   })
@@ -41,6 +42,11 @@ async function verify(wanted: readonly string[], context: CommandContext): Promi
     text: reportText(report, damage),
     exitCode: sound ? 0 : 1,
   }
+}
+
+async function idsOf(wanted: readonly string[], repository: Repository): Promise<string[]> {
+  const points = await Promise.all(wanted.map((one) => choosePoint(repository, one)))
+  return points.map(({ id }) => id)
 }
 
 /** Streams are called UUID/disks/TARGET. */
@@ -64,7 +70,7 @@ function reportText(
   return [
     ...damagedPoints.map(({ id, reason }) => `${id}: can not be read: ${reason}`),
     ...damage.map(damageLine),
-    `${read}: ${countText(damage.length + damagedPoints.length, 'damage')} found`.replace('damages', 'damaged places'),
+    `${read}: ${countText(damage.length + damagedPoints.length, 'damaged place')}`,
   ].join('\n')
 }
 

@@ -1,0 +1,24 @@
+/**
+ * A thread of the fault matrix: takes a scenario and faults, answers with what ended badly.
+ */
+import { parentPort } from 'node:worker_threads'
+import { backupScenarios } from './backup-scenarios.ts'
+import { type MatrixResult, runMatrix } from './matrix.ts'
+import type { MatrixJob } from './matrix-pool.ts'
+import { restoreScenarios } from './restore-scenarios.ts'
+
+parentPort?.on('message', (job: MatrixJob) => {
+  run(job).then(
+    (result) => parentPort?.postMessage(result),
+    (error) =>
+      parentPort?.postMessage({ error: error instanceof Error ? (error.stack ?? error.message) : String(error) }),
+  )
+})
+
+async function run({ scenario, ...cases }: MatrixJob): Promise<MatrixResult> {
+  const backup = backupScenarios[scenario]
+  if (backup !== undefined) return runMatrix(backup, cases)
+  const restore = restoreScenarios[scenario]
+  if (restore === undefined) throw new Error(`there is no scenario ${scenario}`)
+  return runMatrix(restore, cases)
+}
