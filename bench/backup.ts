@@ -151,7 +151,7 @@ const peers: readonly Peer[] = [
 
 /** The VM whose disk is backed up: it never runs, so that nothing changes its disk between two peers. */
 function defineVm(uri: string, data: BenchData, scratch: string): Promise<void> {
-  const xml = `<domain type='qemu'><name>${vm}</name><memory unit='MiB'>64</memory><os><type arch='x86_64' machine='q35'>hvm</type></os>
+  const xml = `<domain type='qemu'><name>${vm}</name><uuid>5b1d9e0c-8f8e-4b0e-9a9e-0f2b6f1d7c01</uuid><memory unit='MiB'>64</memory><os><type arch='x86_64' machine='q35'>hvm</type></os>
 <devices><emulator>/usr/bin/qemu-system-x86_64</emulator><disk type='file' device='disk'><driver name='qemu' type='raw'/>
 <source file='${data.raw}'/><target dev='vda' bus='virtio'/></disk></devices></domain>`
   const path = join(scratch, 'vm.xml')
@@ -174,7 +174,7 @@ async function round(
   compare: boolean,
 ): Promise<Partial<Record<Operation, Measured>> & { storedMB: number }> {
   await rm(place.scratch, { recursive: true, force: true })
-  await mkdir(place.scratch, { recursive: true })
+  await mkdir(join(place.scratch, 'out'), { recursive: true })
   await defineVm(place.uri, place.data, place.scratch)
   await peer.prepare?.(place)
   const env = peer.env?.(place)

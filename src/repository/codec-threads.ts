@@ -65,8 +65,7 @@ export function codecThreads(bufferBytes: number): CodecThreads {
 }
 
 function run(job: CodecJob): Promise<CodecAnswer> {
-  while (threads.length < threadCount) threads.push(startThread())
-  const thread = threads.reduce((one, other) => (other.waiting.length < one.waiting.length ? other : one))
+  const thread = leastBusyThread()
   const reply = Promise.withResolvers<CodecAnswer>()
   thread.waiting.push(reply)
   thread.worker.ref() // nobody may exit while a job is under way
@@ -74,12 +73,20 @@ function run(job: CodecJob): Promise<CodecAnswer> {
   return reply.promise
 }
 
+function leastBusyThread(): Thread {
+  const busy = threads.length > 0 && threads.every(({ waiting }) => waiting.length > 0)
+  if (threads.length === 0 || (busy && threads.length < threadCount)) threads.push(startThread())
+  const [first, ...others] = threads
+  invariant(first !== undefined, 'there is a thread')
+  return others.reduce((one, other) => (other.waiting.length < one.waiting.length ? other : one), first)
+}
+
+/** For a job that follows at once: a worker that gets none would keep the process alive, unref does not count before it runs. */
 function startThread(): Thread {
   const worker = new Worker(new URL('./codec-worker.ts', import.meta.url), {
     resourceLimits: { maxYoungGenerationSizeMb: 2, maxOldGenerationSizeMb: 128 },
   })
   const thread: Thread = { worker, waiting: [] }
-  worker.unref()
   worker.on('message', (reply: CodecAnswer) => {
     thread.waiting.shift()?.resolve(reply)
     if (thread.waiting.length === 0) worker.unref()

@@ -75,6 +75,7 @@ async function readMark(backend: Backend, id: string): Promise<ProcessMark | und
  * draft may have found its chunks there. Collection takes them when nobody needs them.
  */
 export async function discardDraft(backend: Backend, id: string): Promise<void> {
+  livingDrafts.delete(livingKey(backend, id)) // first: if this fails, it may be tried again
   await backend.delete(objectKeys.point(id))
   const published = await hasObjects(backend, `indexes/${id}/`)
   if (!published) {

@@ -4,7 +4,7 @@
  * at every moment an object is there whole or not at all.
  */
 import { constants } from 'node:fs'
-import { type FileHandle, link, mkdir, open, opendir, readdir, rename, rm, stat } from 'node:fs/promises'
+import { type FileHandle, link, mkdir, open, opendir, readdir, rename, rm, rmdir, stat } from 'node:fs/promises'
 import path from 'node:path'
 import { invariant } from '../base/failure.ts'
 import { failure } from '../errors.ts'
@@ -25,7 +25,7 @@ export function openLocalBackend(directory: string): Backend {
 class LocalBackend implements Backend {
   readonly location: string
   readonly #knownFolders = new Set<string>()
-  readonly #openFiles = new Map<string, Promise<SharedFile>>()
+  readonly #openFiles = new Map<string, OpenFile>()
   #asideCount = 0
 
   constructor(location: string) {
@@ -40,7 +40,7 @@ class LocalBackend implements Backend {
       try {
         await writeSynced(aside, parts)
         await this.#ensureFolder(path.dirname(target))
-        const outcome = await linkIfAbsent(aside, target)
+        const outcome = await linkIfAbsent(aside, target).catch((error) => this.#linkAgain(aside, target, error))
         if (outcome === 'stored') await syncFolder(path.dirname(target)).catch((error) => withdraw(target, error))
         return outcome
       } finally {
@@ -49,6 +49,14 @@ class LocalBackend implements Backend {
     } catch (error) {
       throw storageFailure(error, target, sizeBytes)
     }
+  }
+
+  /** Another process may have removed the folder, empty after a deletion. */
+  async #linkAgain(aside: string, target: string, error: unknown): Promise<'stored' | 'exists'> {
+    if (errorCode(error) !== 'ENOENT') throw error
+    this.#knownFolders.clear()
+    await this.#ensureFolder(path.dirname(target))
+    return linkIfAbsent(aside, target)
   }
 
   async get(key: string, maxBytes: number): Promise<Buffer> {
@@ -68,18 +76,18 @@ class LocalBackend implements Backend {
   }
 
   async #withFile<T>(key: string, use: (handle: FileHandle) => Promise<T>): Promise<T> {
+    const file = this.#openFile(key)
+    file.readers += 1
     try {
-      const file = await this.#openShared(key)
-      try {
-        return await use(file.handle)
-      } finally {
-        file.release()
-      }
+      return await use(await file.opening)
     } catch (error) {
       if (errorCode(error) === 'ENOENT' || errorCode(error) === 'ENOTDIR') {
         throw failure('REPOSITORY_OBJECT_MISSING', { path: this.#path(key) }, error)
       }
       throw storageFailure(error, this.#path(key), 0)
+    } finally {
+      file.readers -= 1
+      if (!this.#isKept(key, file)) await closeIfIdle(file)
     }
   }
 
@@ -110,12 +118,20 @@ class LocalBackend implements Backend {
 
   async delete(key: string): Promise<void> {
     const target = this.#path(key)
+    this.#forget(key)
     try {
       await rm(target, { force: true })
       await syncFolder(path.dirname(target))
+      await this.#removeIfEmpty(path.dirname(target))
     } catch (error) {
       if (errorCode(error) !== 'ENOENT') throw storageFailure(error, target, 0)
     }
+  }
+
+  async #removeIfEmpty(folder: string): Promise<void> {
+    if (folder === this.location) return
+    this.#knownFolders.delete(folder)
+    await rmdir(folder).catch(() => undefined) // it is not empty
   }
 
   async sweep(): Promise<void> {
@@ -131,7 +147,7 @@ class LocalBackend implements Backend {
   async [Symbol.asyncDispose](): Promise<void> {
     const files = [...this.#openFiles.values()]
     this.#openFiles.clear()
-    for (const opening of files) await opening.then((file) => file.retire()).catch(() => undefined)
+    for (const file of files) await closeIfIdle(file)
   }
 
   #path(key: string): string {
@@ -158,57 +174,42 @@ class LocalBackend implements Backend {
     this.#knownFolders.add(folder)
   }
 
-  #openShared(key: string): Promise<SharedFile> {
-    const known = this.#openFiles.get(key)
-    const file = known ?? open(this.#path(key), constants.O_RDONLY).then(shareFile)
+  #openFile(key: string): OpenFile {
+    const file = this.#openFiles.get(key) ?? { opening: open(this.#path(key), constants.O_RDONLY), readers: 0 }
     this.#openFiles.delete(key)
     this.#openFiles.set(key, file)
-    if (known === undefined) {
-      file.catch(() => this.#openFiles.get(key) === file && this.#openFiles.delete(key))
-      this.#closeOldest()
-    }
-    return file.then((shared) => {
-      shared.acquire()
-      return shared
-    })
+    file.opening.catch(() => this.#isKept(key, file) && this.#openFiles.delete(key))
+    if (this.#openFiles.size > openFileCount) this.#forgetOldest()
+    return file
   }
 
-  #closeOldest(): void {
-    const [oldest] = this.#openFiles
-    if (this.#openFiles.size <= openFileCount || oldest === undefined) return
-    this.#openFiles.delete(oldest[0])
-    oldest[1].then((file) => file.retire()).catch(() => undefined)
+  #isKept(key: string, file: OpenFile): boolean {
+    return this.#openFiles.get(key) === file
+  }
+
+  #forgetOldest(): void {
+    const [oldest] = this.#openFiles.keys()
+    if (oldest !== undefined) this.#forget(oldest)
+  }
+
+  #forget(key: string): void {
+    const file = this.#openFiles.get(key)
+    if (file === undefined) return
+    this.#openFiles.delete(key)
+    closeIfIdle(file).catch(() => undefined) // it was only read
   }
 }
 
-/** An open file with several readers: closed when it is retired and the last of them is done. */
-interface SharedFile {
-  readonly handle: FileHandle
-  acquire(): void
-  release(): void
-  retire(): Promise<void>
+/** A file with several readers; whoever finds it out of the cache and without readers closes it. */
+interface OpenFile {
+  readonly opening: Promise<FileHandle>
+  readers: number
 }
 
-function shareFile(handle: FileHandle): SharedFile {
-  let readers = 0
-  let retired = false
-  const closeIfIdle = async () => {
-    if (retired && readers === 0) await handle.close()
-  }
-  return {
-    handle,
-    acquire: () => {
-      readers += 1
-    },
-    release: () => {
-      readers -= 1
-      closeIfIdle().catch(() => undefined)
-    },
-    retire: () => {
-      retired = true
-      return closeIfIdle()
-    },
-  }
+async function closeIfIdle(file: OpenFile): Promise<void> {
+  if (file.readers > 0) return
+  const handle = await file.opening.catch(() => undefined)
+  await handle?.close()
 }
 
 async function readFully(handle: FileHandle, offset: number, target: Uint8Array): Promise<number> {

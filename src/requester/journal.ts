@@ -168,6 +168,8 @@ export interface RecoveryOptions {
   readonly stepDeadlineMs?: number
   /** How long to wait for a watchdog that is at work on the journal of a dead session. */
   readonly waitMs?: number
+  /** As in SessionOptions. */
+  readonly tryLock?: TryLock
 }
 
 /** Replays the journals of sessions that are no longer alive. Steps that fail stay, and are reported. */
@@ -183,13 +185,13 @@ export async function recoverInterrupted(directory: string, options: RecoveryOpt
 
 /** Replays one journal; undefined when its session is alive, or somebody else has just finished it. */
 export async function recoverJournal(path: string, options: RecoveryOptions): Promise<Recovered | undefined> {
-  const { clock = systemClock, stepDeadlineMs = 600_000, waitMs = 120_000 } = options
+  const { clock = systemClock, stepDeadlineMs = 600_000, waitMs = 120_000, tryLock: take = tryLock } = options
   const session = basename(path, '.jsonl')
-  let lock = await tryLock(join(path, '..'), session)
+  let lock = await take(join(path, '..'), session)
   for (const endMs = clock.monotonicMs() + waitMs; lock === undefined && clock.monotonicMs() < endMs; ) {
     if (isAlive(await ownerOf(path))) return undefined
     await clock.sleep(50)
-    lock = await tryLock(join(path, '..'), session)
+    lock = await take(join(path, '..'), session)
   }
   if (lock === undefined) return undefined
   await using _held = lock

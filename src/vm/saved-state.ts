@@ -8,9 +8,12 @@ import { existsSync } from 'node:fs'
 import { rename, rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { UndoStep } from '../base/cleanup.ts'
+import type { Clock } from '../base/clock.ts'
 import { describeError } from '../base/failure.ts'
 import type { Hypervisor } from './hypervisor.ts'
 import type { MethodContext, MethodRun } from './method-run.ts'
+
+const jobPollMs = 500
 
 export function savedState(context: MethodContext): MethodRun {
   const { hypervisor, facts, undo, clock, tell, snapshotSetId, workDirectory } = context
@@ -21,8 +24,6 @@ export function savedState(context: MethodContext): MethodRun {
 
   return {
     async prepareForSnapshot() {
-      await undo.defer({ undo: 'remove-file', path: memory })
-      await undo.defer({ undo: 'remove-file', path: keptAs(memory) })
       step = await undo.defer({ undo: 'return-vm', vm: facts.uuid, name: facts.name, file: memory, power: facts.power })
       stoppedMs = clock.monotonicMs()
       await hypervisor.save(facts.uuid, memory)
@@ -37,7 +38,7 @@ export function savedState(context: MethodContext): MethodRun {
       await returnVm(hypervisor, facts.uuid, memory, facts.power)
       returnedMs = clock.monotonicMs()
       tell(`saved -> ${facts.power}`)
-      if (step !== undefined) undo.forget(step)
+      if (step !== undefined) await undo.supersede(step, { undo: 'remove-file', path: keptAs(memory) })
       step = undefined
     },
 
@@ -71,12 +72,28 @@ export function savedState(context: MethodContext): MethodRun {
 }
 
 /**
- * The undo step `return-vm`: whatever point a crash left, the VM is again what it was before. Saving keeps the VM running
- * until its file is complete, so a VM that is off has a complete file. The file changes its name before the VM resumes:
- * memory under its first name has not run since, and only such memory may be loaded; anything else would meet disks that
- * have changed.
+ * The undo step `return-vm`: whatever point a crash left, the VM is again what it was before, and only then its memory image
+ * goes: it may be all that is left of a VM that is off. A save that a killed process began goes on without it.
  */
-export async function returnVm(hypervisor: Hypervisor, vm: string, file: string, former: string): Promise<void> {
+export async function takeBackSave(
+  hypervisor: Hypervisor,
+  clock: Clock,
+  { vm, file, power }: { vm: string; file: string; power: string },
+): Promise<void> {
+  if ((await hypervisor.power(vm)) === 'gone')
+    throw new Error(`the VM is gone; its memory in ${file} was left as it is`)
+  while ((await hypervisor.vm(vm)).busy !== undefined) await clock.sleep(jobPollMs)
+  await returnVm(hypervisor, vm, file, power)
+  await removeFile(file)
+  await removeFile(keptAs(file))
+}
+
+/**
+ * Brings the VM back. Saving keeps it running until its file is complete, so a VM that is off has a complete file. The file
+ * changes its name before the VM resumes: memory under its first name has not run since, and only such memory may be
+ * loaded; anything else would meet disks that have changed.
+ */
+async function returnVm(hypervisor: Hypervisor, vm: string, file: string, former: string): Promise<void> {
   if (existsSync(file)) {
     if ((await hypervisor.power(vm)) === 'off') await hypervisor.restoreSaved(file)
     await rename(file, keptAs(file))

@@ -5,10 +5,11 @@
 import { rm } from 'node:fs/promises'
 import { z } from 'zod'
 import type { UndoHandlers, UndoRecord } from '../base/cleanup.ts'
+import { type Clock, systemClock } from '../base/clock.ts'
 import { thawGuest } from './guest-freeze.ts'
 import type { DiskImage, Hypervisor } from './hypervisor.ts'
 import { type TakeBack, takeBackRestore } from './restore.ts'
-import { removeFile, returnVm } from './saved-state.ts'
+import { removeFile, takeBackSave } from './saved-state.ts'
 
 const path = z.string().startsWith('/')
 const vm = z.string().min(1)
@@ -37,13 +38,10 @@ const records = {
   }),
 }
 
-export function vmUndoHandlers(hypervisor: Hypervisor): UndoHandlers {
+export function vmUndoHandlers(hypervisor: Hypervisor, clock: Clock = systemClock): UndoHandlers {
   return {
     'thaw-guest': (record) => thawGuest(hypervisor, records.thawGuest.parse(record).vm),
-    'return-vm': (record) => {
-      const { vm: uuid, file, power } = records.returnVm.parse(record)
-      return returnVm(hypervisor, uuid, file, power)
-    },
+    'return-vm': (record) => takeBackSave(hypervisor, clock, records.returnVm.parse(record)),
     'merge-overlay': async (record: UndoRecord) => {
       const { vm: uuid, ...overlay } = records.mergeOverlay.parse(record)
       if ((await hypervisor.power(uuid)) === 'gone')

@@ -89,21 +89,16 @@ export class Host implements AsyncDisposable {
   }
 
   /** What `umbra recover`, or the watchdog of a killed session, does. */
-  async recoverAll(plan?: FaultPlan): Promise<Recovered[]> {
-    const connection = this.world.connect()
-    const hypervisor = plan === undefined ? connection : faulty<Hypervisor>(connection, plan, 'hypervisor')
-    const work = recoverInterrupted(journalDirectory(this.stateDirectory), {
-      handlersFor: async () => this.handlers(hypervisor),
-      clock: this.clock,
-    })
-    const recovered = await this.clock.drive(work)
-    if (recovered === stuck) throw new Error('recovery hangs')
-    return recovered
+  async recoverAll(): Promise<Recovered[]> {
+    const outcome = await new Incarnation(this).recover()
+    if (outcome.ended === 'failed') throw outcome.error
+    if (outcome.ended !== 'done') throw new Error('recovery hangs')
+    return outcome.value
   }
 
-  handlers(hypervisor: Hypervisor): UndoHandlers {
+  handlers(hypervisor: Hypervisor, clock: Clock): UndoHandlers {
     return {
-      ...vmUndoHandlers(hypervisor),
+      ...vmUndoHandlers(hypervisor, clock),
       // By its own path: the dead incarnation's, a link, is known to this process as one that writes.
       'discard-point': async ({ point }) => {
         await using repository = await openRepository(this.repository)
@@ -196,6 +191,17 @@ export class Incarnation {
     })
   }
 
+  recover(): Promise<Outcome<Recovered[]>> {
+    return this.#live(() =>
+      recoverInterrupted(journalDirectory(this.host.stateDirectory), {
+        handlersFor: async () => this.host.handlers(this.hypervisor, this.#clock),
+        urgent: ['thaw-guest'],
+        clock: this.#clock,
+        tryLock: (scope, name) => this.#tryLock(scope, name),
+      }),
+    )
+  }
+
   get #work(): string {
     return workDirectory(this.host.stateDirectory)
   }
@@ -235,16 +241,18 @@ export class Incarnation {
       what,
       stateDirectory: host.stateDirectory,
       uri: this.hypervisor.uri,
-      handlers: host.handlers(this.hypervisor),
+      handlers: host.handlers(this.hypervisor, this.#clock),
       clock: this.#clock,
       signal: plan.signal,
       startWatchdog: (journal) => this.#startWatchdog(journal),
-      tryLock: async (scope, name) => {
-        const lock = await tryLock(scope, name)
-        if (lock !== undefined) this.#locks.push(lock)
-        return lock
-      },
+      tryLock: (scope, name) => this.#tryLock(scope, name),
     }
+  }
+
+  async #tryLock(scope: string, name: string): Promise<AsyncDisposable | undefined> {
+    const lock = await tryLock(scope, name)
+    if (lock !== undefined) this.#locks.push(lock)
+    return lock
   }
 
   /** The watchdog's own code on a pipe of this process; it has a connection and a clock of its own. */
@@ -255,7 +263,7 @@ export class Incarnation {
     const hypervisor = host.world.connect()
     const followed = followSession(pipe, host.clock, async () => {
       const { left } = readJournal(await readFile(journal, 'utf8'))
-      const handlers = host.handlers(hypervisor)
+      const handlers = host.handlers(hypervisor, host.clock)
       for (const record of left) if (record.undo === 'thaw-guest') await runUndo(record, handlers, host.clock, 20_000)
     }).catch(() => undefined)
     return {

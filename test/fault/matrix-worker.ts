@@ -5,6 +5,7 @@ import { parentPort } from 'node:worker_threads'
 import { backupScenarios } from './backup-scenarios.ts'
 import { type MatrixResult, runMatrix } from './matrix.ts'
 import type { MatrixJob } from './matrix-pool.ts'
+import { recoveryScenarios } from './recovery-scenarios.ts'
 import { restoreScenarios } from './restore-scenarios.ts'
 
 parentPort?.on('message', (job: MatrixJob) => {
@@ -18,6 +19,8 @@ parentPort?.on('message', (job: MatrixJob) => {
 async function run({ scenario, ...cases }: MatrixJob): Promise<MatrixResult> {
   const backup = backupScenarios[scenario]
   if (backup !== undefined) return runMatrix(backup, cases)
+  const recovery = recoveryScenarios[scenario]
+  if (recovery !== undefined) return runMatrix(recovery, cases)
   const restore = restoreScenarios[scenario]
   if (restore === undefined) throw new Error(`there is no scenario ${scenario}`)
   return runMatrix(restore, cases)
