@@ -41,7 +41,7 @@ export const errorCatalogue = {
   ),
   VSS_WRITER_VETO: entry('no VM was {done}: {reasons}', 'Put right what is named, or leave that VM out.', 'retry', 409),
   VSS_WRITER_TIMEOUT: entry(
-    'the freeze window of {limitMs} ms was exceeded: {reasons}',
+    'freezing took too long (the window is {limitMs} ms): {reasons}',
     'Back up fewer VMs at one instant (--instant vm), or choose --method checkpoint.',
     'reduce-load',
     504,

@@ -164,7 +164,7 @@ class LocalBackend implements Backend {
 
   async #ensureFolder(folder: string): Promise<void> {
     if (this.#knownFolders.has(folder)) return
-    const first = await mkdir(folder, { recursive: true })
+    const first = await mkdir(folder, { recursive: true, mode: 0o750 })
     // A new folder is durable when its parent is synced, from the outermost new one inwards.
     for (let made = first; made?.startsWith(this.location); ) {
       await syncFolder(path.dirname(made))

@@ -8,6 +8,7 @@ import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { test } from 'node:test'
 import fc from 'fast-check'
+import { blockDeviceContract } from '../../test/contract/block-device.contract.ts'
 import { Failure } from '../base/failure.ts'
 import type { BlockSource } from '../disk/block-device.ts'
 import { createRepository, openRepository, type RecoveryPoint, type Repository } from './repository.ts'
@@ -236,4 +237,30 @@ test('the repository of a whole disk of zeros is small, and so is its map', asyn
   let stored = 0
   for (const file of await filesUnder(path.join(place.folder, 'packs'))) stored += (await readFile(file)).length
   assert.ok(stored < repository.chunkSizeBytes + 16_384, `${stored} bytes`)
+})
+
+blockDeviceContract('a stream of a recovery point', async (content) => {
+  const place = await temporaryFolder()
+  const repository = await createRepository(place.folder) // chunks of the usual size
+  await using draft = await repository.beginPoint()
+  await using stream = await draft.openStream('disk', content.length)
+  const size = repository.chunkSizeBytes
+  for (let number = 0; number * size < content.length; number += 1) {
+    await stream.writeChunk(number, content.subarray(number * size, (number + 1) * size))
+  }
+  await stream.finish()
+  const source = await (await draft.commit({})).openStream('disk')
+  let closed = false
+  return {
+    sizeBytes: source.sizeBytes,
+    read: (offset, target) => source.read(offset, target),
+    extents: (offset, length) => source.extents(offset, length),
+    async [Symbol.asyncDispose]() {
+      await source[Symbol.asyncDispose]()
+      if (closed) return
+      closed = true
+      await repository[Symbol.asyncDispose]()
+      await place[Symbol.asyncDispose]()
+    },
+  }
 })

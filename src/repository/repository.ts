@@ -26,7 +26,7 @@ import { mkdir, readdir, stat } from 'node:fs/promises'
 import path from 'node:path'
 import * as z from 'zod'
 import { systemClock } from '../base/clock.ts'
-import { Failure, invariant } from '../base/failure.ts'
+import { describeError, Failure, invariant } from '../base/failure.ts'
 import { failure } from '../errors.ts'
 import type { Backend } from './backend.ts'
 import { compressionLevels } from './chunk-codec.ts'
@@ -116,7 +116,7 @@ export async function createRepository(directory: string, options: RepositoryOpt
 
 async function ensureEmptyFolder(folder: string): Promise<void> {
   try {
-    await mkdir(folder, { recursive: true })
+    await mkdir(folder, { recursive: true, mode: 0o750 })
     const names = (await readdir(folder)).filter((name) => name !== 'lost+found' && name !== asideFolder)
     if (names.includes(objectKeys.config)) {
       throw failure('REPOSITORY_NOT_EMPTY', { path: folder, found: 'a repository' })
@@ -129,15 +129,18 @@ async function ensureEmptyFolder(folder: string): Promise<void> {
     if (errorCode(error) === 'EEXIST' || errorCode(error) === 'ENOTDIR') {
       throw failure('REPOSITORY_NOT_ONE', { path: folder, reason: 'it is a file' }, error)
     }
-    throw failure('REPOSITORY_IO', { path: folder, reason: error instanceof Error ? error.message : '' }, error)
+    throw failure('REPOSITORY_IO', { path: folder, reason: describeError(error) }, error)
   }
 }
 
 /** Opens the repository in `directory`. REPOSITORY_NOT_FOUND, REPOSITORY_NOT_ONE, REPOSITORY_NEWER_FORMAT, REPOSITORY_DAMAGED. */
 export async function openRepository(directory: string): Promise<Repository> {
   const location = path.resolve(directory)
-  const found = await stat(location).catch(() => undefined)
-  if (found === undefined) throw failure('REPOSITORY_NOT_FOUND', { path: location })
+  const found = await stat(location).catch((error: unknown) => {
+    const missing = errorCode(error) === 'ENOENT' || errorCode(error) === 'ENOTDIR'
+    if (missing) throw failure('REPOSITORY_NOT_FOUND', { path: location }, error)
+    throw failure('REPOSITORY_IO', { path: location, reason: describeError(error) }, error)
+  })
   if (!found.isDirectory()) throw failure('REPOSITORY_NOT_ONE', { path: location, reason: 'it is a file' })
   return openRepositoryOn(openLocalBackend(location))
 }

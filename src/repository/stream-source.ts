@@ -2,7 +2,6 @@
  * A stream of a recovery point as a BlockSource: reads chunks through the store, which verifies them, and knows the runs
  * of zeros from the stream's map without reading anything.
  */
-import { Failure, invariant } from '../base/failure.ts'
 import type { BlockSource, Extent } from '../disk/block-device.ts'
 import { failure } from '../errors.ts'
 import type { ChunkStore } from './chunk-store.ts'
@@ -77,11 +76,10 @@ export async function openStreamSource(
   pointId: string,
   stream: ManifestStream,
 ): Promise<BlockSource> {
-  const damaged = (offset: number) => (error: unknown) => {
-    throw chunkFailure(error, stream.name, pointId, offset)
-  }
-  const map = await openStreamMap(store, stream).catch(damaged(0))
-  return new StreamSource(store, map, damaged)
+  const map = await openStreamMap(store, stream).catch((error: unknown) => {
+    throw chunkFailure(error, stream.name, pointId, 0)
+  })
+  return new StreamSource(store, map, { stream: stream.name, point: pointId })
 }
 
 /** What is wrong with a chunk, told with the stream and the offset; anything else as it is. */
@@ -94,14 +92,14 @@ class StreamSource implements BlockSource {
   readonly sizeBytes: number
   readonly #store: ChunkStore
   readonly #map: StreamMap
-  readonly #damaged: (offset: number) => (error: unknown) => never
+  readonly #name: { readonly stream: string; readonly point: string }
   #open = true
 
-  constructor(store: ChunkStore, map: StreamMap, damaged: (offset: number) => (error: unknown) => never) {
+  constructor(store: ChunkStore, map: StreamMap, name: { readonly stream: string; readonly point: string }) {
     this.sizeBytes = map.sizeBytes
     this.#store = store
     this.#map = map
-    this.#damaged = damaged
+    this.#name = name
   }
 
   async read(offset: number, target: Uint8Array): Promise<void> {
@@ -133,7 +131,7 @@ class StreamSource implements BlockSource {
         target.set(plain.subarray(skip, skip + target.length))
       })
     } catch (error) {
-      this.#damaged(offset)(error)
+      throw chunkFailure(error, this.#name.stream, this.#name.point, offset)
     }
   }
 
@@ -163,16 +161,20 @@ class StreamSource implements BlockSource {
     const { chunkSizeBytes } = this.#map
     const chunkNumber = Math.floor(offset / chunkSizeBytes)
     const segmentNumber = Math.floor(chunkNumber / segmentChunks)
-    const segment = await this.#map.segment(segmentNumber).catch(this.#damaged(offset))
+    const segment = await this.#map.segment(segmentNumber).catch((error: unknown) => {
+      throw chunkFailure(error, this.#name.stream, this.#name.point, offset)
+    })
     const next = segment === undefined ? (segmentNumber + 1) * segmentChunks : chunkNumber + 1
     const data = segment?.idAt(chunkNumber % segmentChunks) !== undefined
     return { offset, length: Math.min(next * chunkSizeBytes, end) - offset, data }
   }
 
   #checkRange(offset: number, length: number): void {
-    if (!this.#open) throw new Failure('DISK_READ_FAILED', 'the stream is closed')
+    const disk = this.#name.stream
+    if (!this.#open) throw failure('DISK_READ_FAILED', { disk, offset, reason: 'it is closed' })
     const inside = Number.isSafeInteger(offset) && offset >= 0 && offset + length <= this.sizeBytes
-    invariant(inside, `[${offset}, +${length}) is not within ${this.sizeBytes} bytes`)
+    const reason = `${length} bytes there are not within its ${this.sizeBytes}`
+    if (!inside) throw failure('DISK_READ_FAILED', { disk, offset, reason })
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

@@ -3,7 +3,7 @@
  * old still stands and runs; only then PreRestore, where the files take their places; PostRestore registers. There is no
  * abort (law 9): what PreRestore set aside comes back by the session's undo unless PostRestore succeeds.
  */
-import { chmod, chown, open, rename } from 'node:fs/promises'
+import { chmod, chown, open, rename, stat, statfs } from 'node:fs/promises'
 import { dirname } from 'node:path'
 import type { Clock } from '../base/clock.ts'
 import { makeDirectory } from '../base/make-directory.ts'
@@ -146,9 +146,10 @@ async function stageAll(
 ): Promise<void> {
   const meter = new ProgressMeter(clock, onProgress)
   const { chunkSizeBytes } = repository
+  for (const { targets } of plans) for (const { path } of targets) await makeDirectory(dirname(path))
+  await requireSpace(point, plans)
   for (const { component, caption, targets } of plans) {
     for (const target of targets) {
-      await makeDirectory(dirname(target.path))
       await undo.defer({ undo: 'remove-file', path: target.staged })
       await using source = await openStored(point, component, target)
       meter.begin(`${caption} ${target.path}`, source.sizeBytes)
@@ -159,6 +160,25 @@ async function stageAll(
       await giveTo(target)
       events.emit({ event: 'Restore', vm: caption, detail: `${target.path} written and verified` })
     }
+  }
+}
+
+/** Nothing is begun that the target's file system can not hold: what holds data in the recovery point needs room. */
+async function requireSpace(point: RecoveryPoint, plans: readonly ComponentRestorePlan[]): Promise<void> {
+  const needed = new Map<number, { path: string; bytes: number }>()
+  for (const { component, targets } of plans) {
+    for (const { source, path } of targets) {
+      const directory = dirname(path)
+      const stream = 'stream' in source ? `${component.name}/${source.stream}` : undefined
+      const { readBytes = 0 } = point.streams.find(({ name }) => name === stream) ?? {}
+      const { dev } = await stat(directory)
+      needed.set(dev, { path: directory, bytes: (needed.get(dev)?.bytes ?? 0) + readBytes })
+    }
+  }
+  for (const { path, bytes: neededBytes } of needed.values()) {
+    const { bavail, bsize } = await statfs(path)
+    const freeBytes = bavail * bsize
+    if (freeBytes < neededBytes) throw failure('VSS_INSUFFICIENT_STORAGE', { path, freeBytes, neededBytes })
   }
 }
 

@@ -22,6 +22,12 @@ export function savedState(context: MethodContext): MethodRun {
   let stoppedMs = 0
   let returnedMs = 0
 
+  const takeBack = async () => {
+    if (step === undefined) return
+    await undo.run(step)
+    step = undefined
+  }
+
   return {
     async prepareForSnapshot() {
       step = await undo.defer({ undo: 'return-vm', vm: facts.uuid, name: facts.name, file: memory, power: facts.power })
@@ -38,18 +44,14 @@ export function savedState(context: MethodContext): MethodRun {
       await returnVm(hypervisor, facts.uuid, memory, facts.power)
       returnedMs = clock.monotonicMs()
       tell(`saved -> ${facts.power}`)
-      if (step !== undefined) await undo.supersede(step, { undo: 'remove-file', path: keptAs(memory) })
-      step = undefined
+      if (step !== undefined) step = await undo.supersede(step, { undo: 'remove-file', path: keptAs(memory) })
     },
 
-    async abort() {
-      if (step === undefined) return
-      await undo.run(step)
-      step = undefined
-    },
+    abort: takeBack,
 
-    /** Its clock stood still. An agent that does not answer leaves that to the guest's own time service. */
+    /** The guest's clock stood still. An agent that does not answer leaves that to the guest's own time service. */
     async complete() {
+      await takeBack() // the memory has been read
       if (facts.power !== 'running' || facts.agent !== 'connected') return
       await hypervisor
         .guest(facts.uuid)

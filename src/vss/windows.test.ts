@@ -52,7 +52,7 @@ describe('Freeze to Thaw', () => {
     }
     await assert.rejects(clock.drive(body()), {
       code: 'VSS_WRITER_TIMEOUT',
-      message: 'the freeze window of 60000 ms was exceeded: app: was still frozen',
+      message: 'freezing took too long (the window is 60000 ms): app: was still frozen',
     })
     assert.deepEqual(trace, ['hold 60000', 'freeze', 'thaw at 60000', 'release'])
     assert.equal(clock.pending, 0)

@@ -115,7 +115,7 @@ describe('limits (V4)', () => {
     const { components, error } = await failing(host)
     assert.equal(
       error.message,
-      'the freeze window of 20000 ms was exceeded: VM Writer: was still frozen; Ledger Writer: did not answer Freeze',
+      'freezing took too long (the window is 20000 ms): VM Writer: was still frozen; Ledger Writer: did not answer Freeze',
     )
     assert.equal(host.clock.monotonicMs(), 20_000)
     await components[Symbol.asyncDispose]()

@@ -182,7 +182,8 @@ export class SimHypervisor implements Hypervisor {
     const vm = this.#world.vms.get(uuid)
     if (vm === undefined) return
     this.#change(uuid)
-    if (powerOf(vm) !== 'off' && !(powerOf(vm) === 'saved' && options.discardSaved)) throw wrongState(vm, 'it has to be off')
+    if (powerOf(vm) !== 'off' && !(powerOf(vm) === 'saved' && options.discardSaved))
+      throw wrongState(vm, 'it has to be off')
     this.#world.vms.delete(uuid)
   }
 
