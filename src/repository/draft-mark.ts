@@ -10,6 +10,9 @@ import { ownProcessMark, type ProcessMark, processState } from './process-mark.t
 import { makePointId } from './recovery-point.ts'
 import { sealJson, unsealJson } from './sealed-json.ts'
 
+/** Told of an id; when told of another one, the one before was taken by somebody else and is none of ours. */
+export type Announce = (id: string) => Promise<unknown>
+
 const kind = 'draft'
 const markShape = z.object({
   host: z.string().max(64),
@@ -23,10 +26,15 @@ const livingDrafts = new Set<string>()
 
 const livingKey = (backend: Backend, id: string) => `${backend.location} ${id}`
 
-/** Reserves the id of a new draft. */
-export async function beginDraftMark(backend: Backend, now: () => Date): Promise<string> {
+/** Reserves the id of a new draft. `announce` gets each id that is tried before anything is written under it (law 1). */
+export async function beginDraftMark(
+  backend: Backend,
+  now: () => Date,
+  announce: Announce = async () => undefined,
+): Promise<string> {
   for (;;) {
     const id = makePointId(now())
+    await announce(id)
     livingDrafts.add(livingKey(backend, id))
     try {
       const outcome = await backend.put(objectKeys.draft(id), [sealJson(kind, await ownProcessMark())])

@@ -32,7 +32,7 @@ import type { Backend } from './backend.ts'
 import { compressionLevels } from './chunk-codec.ts'
 import { ChunkStore } from './chunk-store.ts'
 import { isChunkSize } from './disk-index.ts'
-import { beginDraftMark, discardDraft, draftWriter, endDraftMark } from './draft-mark.ts'
+import { type Announce, beginDraftMark, discardDraft, draftWriter, endDraftMark } from './draft-mark.ts'
 import { chunkSizeLimits, FormatError, objectKeys, smallDocumentMaxBytes } from './format.ts'
 import { asideFolder, errorCode, openLocalBackend } from './local-backend.ts'
 import { OpenDraft, type PointDraft, partNotFound } from './point-draft.ts'
@@ -75,8 +75,11 @@ export interface Repository extends AsyncDisposable {
    * RECOVERY_POINT_AMBIGUOUS, RECOVERY_POINT_DAMAGED.
    */
   point(idOrPrefix: string): Promise<RecoveryPoint>
-  /** A new recovery point; dispose the draft, which discards it unless it was committed. */
-  beginPoint(): Promise<PointDraft>
+  /**
+   * A new recovery point; dispose the draft, which discards it unless it was committed. `announce` gets its id before
+   * anything is written under it, so that a crash can be undone; told again, the id before is none of ours.
+   */
+  beginPoint(announce?: Announce): Promise<PointDraft>
   /** Removes the point `id` (whole). Its space comes back with collection. That there is none is no error. */
   deletePoint(id: string): Promise<void>
   /** Reads and verifies every byte of the points (all by default), each chunk once; damage is the report, not an error. */
@@ -289,10 +292,10 @@ class OpenRepository implements Repository {
     }
   }
 
-  async beginPoint(): Promise<PointDraft> {
+  async beginPoint(announce?: Announce): Promise<PointDraft> {
     await this.#backend.sweep()
     await this.#store.refresh()
-    const id = await beginDraftMark(this.#backend, this.#now)
+    const id = await beginDraftMark(this.#backend, this.#now, announce)
     return new OpenDraft(id, {
       backend: this.#backend,
       store: this.#store,

@@ -2,7 +2,7 @@
  * The backup application's side of a backup, in the order of "Overview of Processing a Backup Under VSS". It knows
  * writers and components, not what they are. The manifest is written last (law 6); the copies are released after it.
  */
-import type { JsonObject } from '../base/cleanup.ts'
+import type { JsonObject, UndoStep } from '../base/cleanup.ts'
 import type { Clock } from '../base/clock.ts'
 import { describeError } from '../base/failure.ts'
 import { openHostFile } from '../disk/host-file.ts'
@@ -105,8 +105,12 @@ async function backupInSession(
   await components.addVolumesOfComponents()
   await components.prepareForBackup()
 
-  await using draft = await repository.beginPoint() // before anything is frozen: a repository that is full says so now
-  const discard = await undo.defer({ undo: 'discard-point', repository: repository.location, point: draft.id })
+  let discard: UndoStep | undefined
+  // Before anything is frozen: a repository that is full says so now.
+  await using draft = await repository.beginPoint(async (point) => {
+    if (discard !== undefined) undo.forget(discard)
+    discard = await undo.defer({ undo: 'discard-point', repository: repository.location, point })
+  })
   signal.throwIfAborted()
   const created = await components.doSnapshotSet()
 
@@ -128,7 +132,7 @@ async function backupInSession(
   const durationMs = Math.round(clock.monotonicMs() - beganMs)
   const content = { vms, skewMs, durationMs, events: events.all.map((event) => ({ ...event })) }
   const point = await draft.commit(JSON.parse(JSON.stringify(content)) as JsonObject)
-  undo.forget(discard)
+  if (discard !== undefined) undo.forget(discard)
   made.result = { recoveryPoint: point.id, vms, skewMs, durationMs }
   await components.backupComplete()
 }

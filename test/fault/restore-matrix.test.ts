@@ -11,7 +11,7 @@ after(() => pool.close())
 
 describe('the fault matrix of a restore', { concurrency: pool.size }, () => {
   for (const scenario of Object.keys(restoreScenarios)) {
-    test(`${scenario}, killed before any call`, (t) => pool.run(t, { scenario, faults: ['kill before'] }))
+    // One thing after the other: before a call is after the call before it.
     test(`${scenario}, killed after any call`, (t) => pool.run(t, { scenario, faults: ['kill after'] }))
     test(`${scenario}, with any call failing`, (t) => pool.run(t, { scenario, faults: ['fail before'] }))
     test(`${scenario}, with any deed of the hypervisor done and reported as failed`, (t) =>

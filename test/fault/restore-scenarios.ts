@@ -89,7 +89,7 @@ function scenario(one: RestoreCase): RestoreScenario {
 async function prepare({ power, method, gone }: RestoreCase): Promise<Prepared> {
   const host = await Host.create({
     web01: { power, disks: { sda: small, sdb: small }, nvram: Buffer.from('variables') },
-    other: { disks: { sda: small } },
+    other: { power: 'off', disks: { sda: small } },
   })
   const { world } = host
   mkdirSync(world.path('/elsewhere'))
