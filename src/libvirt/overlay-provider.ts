@@ -70,6 +70,7 @@ export class OverlayProvider implements Provider {
   }
 
   async endPrepareSnapshots(session: ProviderSession): Promise<void> {
+    this.#disks.sort((a, b) => a.volume.id.localeCompare(b.volume.id)) // they were prepared all at once
     for (const disk of this.#disks) {
       const { target, overlay, base } = disk.overlay
       const record = {

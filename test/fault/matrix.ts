@@ -14,7 +14,7 @@ export interface Scenario<T, H extends { readonly host: Host }> {
   judge(prepared: H, outcome: Outcome<T>): Promise<string[]>
 }
 
-/** Which calls: all but the end of a draft's marker is `may fail` (README, "Known gaps"). */
+/** Which calls. `may fail` leaves out the removal of a draft's marker (README, "Known gaps"). */
 const filters = {
   all: () => true,
   ports: (call: string) => !call.includes(' files.'),
