@@ -3,6 +3,7 @@
  * stored becomes known here when the draft publishes its indexes. Every chunk is verified before it is handed out.
  */
 import { Failure, invariant } from '../base/failure.ts'
+import { inSlot, openSlots, type Slots } from '../base/slots.ts'
 import { failure } from '../errors.ts'
 import type { Backend } from './backend.ts'
 import { ChunkTable } from './chunk-table.ts'
@@ -20,7 +21,6 @@ import {
   recordHeaderBytes,
   tocEntries,
 } from './format.ts'
-import { inSlot, openSlots, type Slots } from './slots.ts'
 
 /** Decoded chunks kept: enough that some sequential readers do not decode twice. */
 const cachedChunks = 12

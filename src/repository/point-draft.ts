@@ -5,6 +5,7 @@
  */
 import type { JsonObject } from '../base/cleanup.ts'
 import { invariant } from '../base/failure.ts'
+import { openSlots, type Slots } from '../base/slots.ts'
 import { failure } from '../errors.ts'
 import type { Backend } from './backend.ts'
 import { asBuffer, blake3Digest } from './blake3.ts'
@@ -33,7 +34,6 @@ import {
   type RecoveryPoint,
   type StreamSummary,
 } from './recovery-point.ts'
-import { openSlots, type Slots } from './slots.ts'
 
 /** Disposal discards the draft unless it was committed. */
 export interface PointDraft extends AsyncDisposable {

@@ -111,6 +111,7 @@ async function backupInSession(
     if (discard !== undefined) undo.forget(discard)
     discard = await undo.defer({ undo: 'discard-point', repository: repository.location, point })
   })
+  await session.guarded()
   signal.throwIfAborted()
   const created = await components.doSnapshotSet()
 

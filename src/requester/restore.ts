@@ -131,6 +131,7 @@ async function restoreInSession(
   for (const { component } of plans) components.setSelectedForRestore(component)
 
   await stageAll(point, plans, environment, session) // the last moment to say no
+  await session.guarded()
   signal.throwIfAborted()
   await components.preRestore() // no way back by request beyond this line
   for (const plan of plans) components.setFileRestoreStatus(plan.component, await place(plan))

@@ -40,28 +40,38 @@ export class RequesterSession implements AsyncDisposable {
   readonly #tryLock: TryLock
   readonly #abandoned: AbortController
   readonly #journal: Journal
-  readonly #watchdog: Watchdog | undefined
+  #watchdog: Watchdog | undefined
+  readonly #watchdogStarted: Promise<void>
   readonly #locks: AsyncDisposable[] = []
 
-  private constructor(id: string, options: SessionOptions, journal: Journal, watchdog: Watchdog | undefined) {
+  private constructor(id: string, options: SessionOptions, journal: Journal) {
     this.id = id
     this.#stateDirectory = options.stateDirectory
     this.#tryLock = options.tryLock ?? tryLock
     this.#journal = journal
-    this.#watchdog = watchdog
+    this.#watchdogStarted = this.#startWatchdog(options)
+    this.#watchdogStarted.catch(() => undefined) // told by `guarded`
     this.#abandoned = new AbortController()
     this.signal = AbortSignal.any([options.signal, this.#abandoned.signal])
     this.events = new EventStream(options.clock)
     this.undo = new Cleanup(journal, options.handlers, { clock: options.clock })
-    const parts = [journal, this.events, ...(watchdog === undefined ? [] : [watchdog])]
     this.quiet = {
       hold: (windowMs) => {
-        for (const part of parts) part.hold(windowMs)
+        for (const part of [journal, this.events, this.#watchdog]) part?.hold(windowMs)
       },
       release: () => {
-        for (const part of parts) part.release()
+        for (const part of [journal, this.events, this.#watchdog]) part?.release()
       },
     }
+  }
+
+  async #startWatchdog({ startWatchdog }: SessionOptions): Promise<void> {
+    this.#watchdog = await startWatchdog?.(this.#journal.path)
+  }
+
+  /** Waits for the watchdog, which starts beside the preparations. Nothing is done to a VM before this has resolved. */
+  guarded(): Promise<void> {
+    return this.#watchdogStarted
   }
 
   static async open(options: SessionOptions): Promise<RequesterSession> {
@@ -75,14 +85,7 @@ export class RequesterSession implements AsyncDisposable {
       uri: options.uri,
       process: processMark() ?? '',
     }
-    const journal = await Journal.create(directory, header, options.tryLock)
-    try {
-      const watchdog = await options.startWatchdog?.(journal.path)
-      return new RequesterSession(id, options, journal, watchdog)
-    } catch (error) {
-      await journal[Symbol.asyncDispose]()
-      throw error
-    }
+    return new RequesterSession(id, options, await Journal.create(directory, header, options.tryLock))
   }
 
   /** Ends the session for a reason found outside of any call. */
@@ -109,7 +112,12 @@ export class RequesterSession implements AsyncDisposable {
         void (await Promise.all(this.#locks.map((lock) => lock[Symbol.asyncDispose]()))),
     }
     await using _journal = this.#journal
-    await using _watchdog = this.#watchdog
+    await using _watchdog = {
+      [Symbol.asyncDispose]: async () => {
+        await this.#watchdogStarted.catch(() => undefined)
+        await this.#watchdog?.[Symbol.asyncDispose]()
+      },
+    }
     await this.undo[Symbol.asyncDispose]()
   }
 }

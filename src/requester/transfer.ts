@@ -2,10 +2,13 @@
  * The data path: from a copy into the repository, and back. A fixed number of lanes each own one buffer; back-pressure is
  * the lane that waits. Holes are neither read nor written.
  */
+import { inSlot, openSlots } from '../base/slots.ts'
 import type { BlockSink, BlockSource } from '../disk/block-device.ts'
 
 /** Reads or writes in flight per disk. */
 const lanes = 8
+/** A file system lets one write into a file at a time; many at once only burn the processor while they wait in turn. */
+const writesAtOnce = 3
 
 export interface TransferOptions {
   readonly chunkSizeBytes: number
@@ -35,11 +38,12 @@ export async function readInto(source: BlockSource, write: WriteChunk, options: 
 /** Writes every byte of `source` that is not a hole to `sink`, which must read as zeros where nothing is written. */
 export async function writeOut(source: BlockSource, sink: BlockSink, options: TransferOptions): Promise<void> {
   const { chunkSizeBytes, onProgress } = options
+  const writing = openSlots(writesAtOnce)
   await inLanes(dataChunks(source, chunkSizeBytes, onProgress), options, async (chunkNumber, buffer) => {
     const offset = chunkNumber * chunkSizeBytes
     const data = buffer.subarray(0, Math.min(chunkSizeBytes, source.sizeBytes - offset))
     await source.read(offset, data)
-    await sink.write(offset, data)
+    await inSlot(writing, () => sink.write(offset, data))
     onProgress(data.length)
   })
   await sink.flush()
