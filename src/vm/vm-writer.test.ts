@@ -124,6 +124,16 @@ describe('the VM writer', () => {
     assert.match(veto?.reason ?? '', /occupied by migration/)
   })
 
+  test('vetoes a VM whose disks have changed since Identify: none may be left out silently', async () => {
+    await using made = await sandbox({ web01: { disks: { sda: small, sdb: small } } })
+    const { writer, session, world } = made
+    const { live } = world.vm('web01')
+    assert.ok(live !== undefined)
+    live.configuration = live.configuration.replace(/<disk (?:(?!<disk )[\s\S])*?dev='sdb'[\s\S]*?<\/disk>/, '')
+    const [veto] = await writer.onPrepareBackup(session)
+    assert.match(veto?.reason ?? '', /its disks have just changed/)
+  })
+
   test('backs up a VM that is off, paused or without an agent without disturbing it (W9)', async () => {
     await using made = await sandbox({ cold: { power: 'off' }, held: { power: 'paused' }, old95: { agent: 'none' } })
     const { writer, session, plan, world } = made

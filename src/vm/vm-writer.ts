@@ -8,7 +8,7 @@ import { mapLimit, settleAll } from '../base/async.ts'
 import type { JsonObject } from '../base/cleanup.ts'
 import { type Clock, systemClock } from '../base/clock.ts'
 import { describeError, Failure } from '../base/failure.ts'
-import { errorEntry } from '../errors.ts'
+import { errorEntry, failure } from '../errors.ts'
 import type { ComponentMetadata, ComponentRef, WriterMetadata } from '../vss/components.ts'
 import type { Volume } from '../vss/provider.ts'
 import type { FileOwner } from '../vss/restore-plan.ts'
@@ -58,6 +58,8 @@ export class VmWriter implements Writer {
   readonly #options: VmWriterOptions
   readonly #clock: Clock
   #vms = new Map<string, VmInSet>()
+  /** The disks of each VM at the last Identify, which the set's volumes were taken from. */
+  readonly #identified = new Map<string, string>()
 
   constructor(options: VmWriterOptions) {
     this.#options = options
@@ -77,6 +79,9 @@ export class VmWriter implements Writer {
       const plan = planMethod(facts, await askGuest(this.#options.hypervisor, facts), this.#options.policy)
       if (plan.obstacles.length > 0) {
         throw new Failure('VM_METHOD_UNSUPPORTED', plan.obstacles.join('; '))
+      }
+      if (diskNames(plan) !== this.#identified.get(ref.name)) {
+        throw failure('VM_STATE', { vm: facts.name, state: facts.power, reason: 'its disks have just changed' })
       }
       const tell = (detail: string) => session.emit({ event: 'VM', vm: facts.name, detail })
       const { hypervisor, workDirectory } = this.#options
@@ -166,6 +171,7 @@ export class VmWriter implements Writer {
   async #describe(facts: VmFacts): Promise<ComponentMetadata> {
     const { policy, hypervisor } = this.#options
     const plan = planMethod(facts, await askGuest(hypervisor, facts), policy)
+    this.#identified.set(facts.uuid, diskNames(plan))
     const files = [...plan.disks.map(({ location }) => location), ...facts.hostFiles.map(({ path }) => path)].map(
       (path) => ({ path: path.slice(0, -basename(path).length), filespec: basename(path), recursive: false }),
     )
@@ -223,6 +229,9 @@ export async function askGuest(hypervisor: Hypervisor, facts: VmFacts): Promise<
     return { answering: false, why: describeError(error) }
   }
 }
+
+const diskNames = ({ disks }: MethodPlan): string =>
+  disks.map(({ target, location }) => `${target}=${location}`).join(' ')
 
 function volumeOf(facts: VmFacts, disk: VmFacts['disks'][number]): Volume {
   return {
