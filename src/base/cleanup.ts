@@ -51,7 +51,7 @@ export class Cleanup implements AsyncDisposable {
     this.#log = log
     this.#handlers = handlers
     this.#clock = options.clock ?? systemClock
-    this.#stepDeadlineMs = options.stepDeadlineMs ?? 10 * 60_000
+    this.#stepDeadlineMs = options.stepDeadlineMs ?? 60 * 60_000
   }
 
   /** Registers a step; durable when it resolves. Only then may the deed be done. */

@@ -2,6 +2,7 @@
  * The Hypervisor port on libvirt: each call is one line that leads to the file that does it
  * (API reference of libvirt, modules libvirt-host and libvirt-domain).
  */
+import { inSlot, openSlots, type Slots } from '../base/slots.ts'
 import { failure } from '../errors.ts'
 import type { Hypervisor, HypervisorFacts, OverlayInPlace, OverlayPlan, PowerState, VmFacts } from '../vm/hypervisor.ts'
 import { connectLibvirt, type LibvirtConnection } from './connection.ts'
@@ -28,6 +29,7 @@ export class LibvirtHypervisor implements Hypervisor {
   readonly #domains: DomainCalls
   readonly #guests = new Map<string, GuestAgent>()
   readonly #prepared = new Map<string, PreparedOverlays>()
+  readonly #merging = new Map<string, Slots>()
 
   readonly #guestLimits: Partial<GuestLimits>
 
@@ -144,8 +146,11 @@ export class LibvirtHypervisor implements Hypervisor {
     await putOverlaysOn(this.#domains, await prepareOverlays(this.#domains, uuid, overlays))
   }
 
+  /** One at a time for each VM: a merge reads the definition and rewrites it, which two at once would undo for each other. */
   mergeOverlay(uuid: string, overlay: OverlayInPlace): Promise<void> {
-    return mergeOverlay(this.#domains, uuid, overlay)
+    const merging = this.#merging.get(uuid) ?? openSlots(1)
+    this.#merging.set(uuid, merging)
+    return inSlot(merging, () => mergeOverlay(this.#domains, uuid, overlay))
   }
 
   define(configuration: string): Promise<string> {

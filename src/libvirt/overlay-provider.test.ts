@@ -108,6 +108,26 @@ providerContract('the overlay provider', async () => {
 })
 
 describe('the overlay provider', () => {
+  test('merges the disks of one VM one after the other: each merge rewrites the definition of the VM', async () => {
+    await using made = await sandbox()
+    const { world, provider, volumes, session } = made
+    const underWay = new Map<string, number>()
+    let most = 0
+    const merge = world.hypervisor.mergeOverlay.bind(world.hypervisor)
+    world.hypervisor.mergeOverlay = async (vm, overlay) => {
+      underWay.set(vm, (underWay.get(vm) ?? 0) + 1)
+      most = Math.max(most, underWay.get(vm) ?? 0)
+      await new Promise(setImmediate)
+      await merge(vm, overlay)
+      underWay.set(vm, (underWay.get(vm) ?? 0) - 1)
+    }
+    await prepare(provider, session, volumes)
+    await provider.commitSnapshots(session, volumes, held)
+    await provider.deleteSnapshots(session)
+    assert.equal(most, 1)
+    assert.deepEqual(leftovers(world), [])
+  })
+
   test('supports disks that can be opened, and no others', async () => {
     await using made = await sandbox()
     const [volume] = made.volumes

@@ -39,6 +39,7 @@ interface PreparedDisk {
 
 const spaceCheckMs = 1000
 const preparedAtOnce = 8
+const mergedAtOnce = 8
 
 export class OverlayProvider implements Provider {
   readonly id = 'a7e2c0de-51f0-4d7b-9c55-2f6f1a0b7e01'
@@ -147,16 +148,26 @@ export class OverlayProvider implements Provider {
       what: 'a commit under way',
     })
     await this.#closeReaders()
-    const pending = this.#disks.filter(({ step }) => step !== undefined)
-    const settled = await settleAll(pending, async (disk) => {
-      if (disk.step === undefined) return
-      await session.undo.run(disk.step)
-      delete disk.step
-      session.emit({ event: 'Merge', vm: disk.volume.caption, detail: disk.volume.name })
-    })
-    const errors = settled.flatMap(({ outcome }) => (outcome.ok ? [] : [describeError(outcome.error)]))
+    const vms = [...new Set(this.#disks.map(({ vm }) => vm))]
+    const errors = (await mapLimit(vms, mergedAtOnce, (vm) => this.#merge(session, vm))).flat()
     if (errors.length > 0) throw failure('CLEANUP_INCOMPLETE', { steps: errors })
     this.#disks = []
+  }
+
+  /** Merges the disks of a VM one after the other, so that each has its own time; answers what could not be merged. */
+  async #merge({ undo, emit }: ProviderSession, vm: string): Promise<string[]> {
+    const errors: string[] = []
+    for (const disk of this.#disks.filter((one) => one.vm === vm)) {
+      if (disk.step === undefined) continue
+      try {
+        await undo.run(disk.step)
+        delete disk.step
+        emit({ event: 'Merge', vm: disk.volume.caption, detail: disk.volume.name })
+      } catch (error) {
+        errors.push(describeError(error))
+      }
+    }
+    return errors
   }
 
   #plansOf(vm: string, disks: readonly PreparedDisk[]): OverlayPlan[] {

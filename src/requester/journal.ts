@@ -185,7 +185,7 @@ export async function recoverInterrupted(directory: string, options: RecoveryOpt
 
 /** Replays one journal; undefined when its session is alive, or somebody else has just finished it. */
 export async function recoverJournal(path: string, options: RecoveryOptions): Promise<Recovered | undefined> {
-  const { clock = systemClock, stepDeadlineMs = 600_000, waitMs = 120_000, tryLock: take = tryLock } = options
+  const { clock = systemClock, stepDeadlineMs = 3_600_000, waitMs = 120_000, tryLock: take = tryLock } = options
   const session = basename(path, '.jsonl')
   let lock = await take(join(path, '..'), session)
   for (const endMs = clock.monotonicMs() + waitMs; lock === undefined && clock.monotonicMs() < endMs; ) {
