@@ -4,7 +4,7 @@
  */
 import type { JsonObject, UndoStep } from '../base/cleanup.ts'
 import type { Clock } from '../base/clock.ts'
-import { describeError } from '../base/failure.ts'
+import { cleanupErrors, describeError, primaryError } from '../base/failure.ts'
 import { openHostFile } from '../disk/host-file.ts'
 import { failure } from '../errors.ts'
 import type { PointDraft, Repository } from '../repository/repository.ts'
@@ -66,9 +66,11 @@ export async function backup(selection: BackupSelection, environment: BackupEnvi
     try {
       await backupInSession(selection, environment, session, made)
     } catch (error) {
-      // Once the recovery point exists the backup has succeeded. What else went wrong the session's undo tries again.
-      if (made.result === undefined) throw error
-      session.events.emit({ event: 'Unfinished', detail: describeError(error) })
+      // Once the recovery point exists the backup has succeeded. What could not be cleaned up the session's undo tries
+      // again, and only what it could not do either is told as left.
+      const told = made.result === undefined ? cleanupErrors(error) : [primaryError(error), ...cleanupErrors(error)]
+      for (const one of told) session.events.emit({ event: 'Unfinished', detail: describeError(one) })
+      if (made.result === undefined) throw primaryError(error)
     }
   })
   return { ...result, events }
