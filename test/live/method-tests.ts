@@ -70,7 +70,14 @@ export function methodTests(scene: () => Scene): void {
     await inside(
       stage,
       mixed,
-      '(sleep 0.3; kill -STOP $(pidof qemu-ga); sleep 20; kill -CONT $(pidof qemu-ga)) >/dev/null 2>&1 &',
+      '(sleep 0.3; kill -STOP $(pidof qemu-ga); sleep 30; kill -CONT $(pidof qemu-ga)) >/dev/null 2>&1 &',
+    )
+    const agent = stage.hypervisor.guest(mixed.uuid)
+    await eventually('the agent to fall silent', () =>
+      agent.ping().then(
+        () => undefined,
+        () => true,
+      ),
     )
     const result = await backUp(stage, ['mixed'])
     const [vm] = result.vms
