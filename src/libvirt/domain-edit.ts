@@ -61,9 +61,6 @@ export const setMacs = (xml: string, macs: readonly (string | undefined)[]): str
     }
   })
 
-/** Lets libvirt make new MAC addresses for all NICs. */
-export const removeMacs = (xml: string): string => setMacs(xml, [])
-
 /** Plugs the NIC with that MAC in somewhere else; it keeps its MAC, model and address. */
 export const connectNic = (xml: string, mac: string, to: NicConnection): string =>
   edit(xml, (root) => {
@@ -77,8 +74,6 @@ export const connectNic = (xml: string, mac: string, to: NicConnection): string 
     else nic.replaceChild(source, known)
     remove(child(nic, 'virtualport'), child(nic, 'vlan'), child(nic, 'backend'))
   })
-
-export const removeNic = (xml: string, mac: string): string => edit(xml, (root) => remove(findNic(root, mac)))
 
 function findNic(root: Element, mac: string): Element {
   const nic = nicsOf(root).find((candidate) => macOf(candidate) === mac.toLowerCase())

@@ -1,6 +1,6 @@
 /**
  * Every word of VSS that Umbra uses, with the numbers that its tools print.
- * Source: VSS API pages VSS_WRITER_STATE, VSS_SNAPSHOT_CONTEXT, VSS_VOLUME_SNAPSHOT_ATTRIBUTES, SetWriterFailure,
+ * Source: VSS API pages VSS_WRITER_STATE, VSS_BACKUP_TYPE, SetWriterFailure,
  * and "Overview of Processing a Backup Under VSS".
  */
 
@@ -60,25 +60,6 @@ export interface Veto {
   readonly component?: string
   readonly code: WriterFailureCode
   readonly reason: string
-}
-
-/** VSS_VOLUME_SNAPSHOT_ATTRIBUTES, those that mean something here. */
-export const snapshotAttributes = {
-  persistent: 0x1,
-  noAutoRecovery: 0x2,
-  noAutoRelease: 0x8,
-  noWriters: 0x10,
-  differential: 0x20000,
-  autoRecover: 0x400000,
-} as const
-
-/** VSS_SNAPSHOT_CONTEXT: sums of attributes. */
-export const snapshotContexts = { backup: 0, appRollback: 0x9, nasRollback: 0x19 } as const
-export type SnapshotContext = keyof typeof snapshotContexts
-
-/** Auto-recovery: may a copy be written between its commit and the end of PostSnapshot? */
-export function allowsAutoRecovery(contextBits: number): boolean {
-  return (contextBits & snapshotAttributes.noAutoRecovery) === 0
 }
 
 export const backupTypes = ['full', 'incremental', 'differential', 'log', 'copy', 'other'] as const
