@@ -150,6 +150,37 @@ export const errorCatalogue = {
     'retry',
     409,
   ),
+  GUEST_WRITER_VETO: entry(
+    'a writer inside {vm} vetoed: {reason}',
+    'Look at that writer in the guest (/etc/umbra/writers.d), or use --method guest-freeze.',
+    'retry',
+    409,
+  ),
+  GUEST_SET_LOST: entry(
+    'the snapshot inside {vm} can not be relied upon: {reason}',
+    'Try again; if its snapshot area filled up, leave more room free in the volume group of the guest.',
+    'retry',
+    409,
+  ),
+  // auto-recovery
+  RECOVERY_FAILED: entry(
+    'the copies of {vm} could not be rolled back to its own snapshot ({way}): {reason}',
+    'Try again, or use --method guest-freeze.',
+    'retry',
+    500,
+  ),
+  HELPER_VM_FAILED: entry(
+    'the helper VM failed: {reason}',
+    'Run umbra doctor; helper-vm/build makes its kernel and initramfs.',
+    'retry',
+    500,
+  ),
+  VOLUMES_NOT_UNDERSTOOD: entry(
+    'the volumes on {disk} are not understood: {reason}',
+    'Use another method, or another way of auto-recovery.',
+    'never',
+    422,
+  ),
   // disks
   DISK_READ_FAILED: entry(
     'reading {disk} failed at offset {offset}: {reason}',

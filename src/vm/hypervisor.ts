@@ -5,6 +5,8 @@
  * Failure; every call that changes something is idempotent where its comment says so.
  */
 
+import type { GuestRequestor } from './guest-requestor.ts'
+
 /** `saved`: the hypervisor itself holds a memory image, and the next start resumes from it. */
 export type PowerState = 'running' | 'paused' | 'saved' | 'off'
 
@@ -90,6 +92,8 @@ export interface VmFacts {
   readonly disks: readonly VirtualDisk[]
   readonly hostFiles: readonly HostFile[]
   readonly nics: readonly VirtualNic[]
+  /** Whether disks can be hot-added over SCSI: the VM has a virtio-scsi controller. */
+  readonly hotAddsScsi: boolean
   /** A job (backup, block copy, migration …) that already occupies the VM, in words. */
   readonly busy?: string
   /** True when the hypervisor keeps snapshots of its own for this VM. */
@@ -123,6 +127,12 @@ export interface OverlayInPlace extends OverlayPlan {
   readonly base: DiskImage
 }
 
+/** The copy of a disk next to its original, for auto-recovery inside the guest. */
+export interface AttachedCopy {
+  readonly serial: string
+  readonly image: DiskImage
+}
+
 export interface Hypervisor extends AsyncDisposable {
   readonly uri: string
   about(): Promise<HypervisorFacts>
@@ -133,6 +143,8 @@ export interface Hypervisor extends AsyncDisposable {
   /** Cheap: the power state only; 'gone' when there is no such VM. */
   power(uuid: string): Promise<PowerState | 'gone'>
   guest(uuid: string): GuestIntegration
+  /** The guest's own snapshots; nothing is asked of the guest before the first call. */
+  requestor(uuid: string): GuestRequestor
 
   /** Saves memory and device state to `file` (must not exist); the VM is off when it resolves. */
   save(uuid: string, file: string): Promise<void>
@@ -164,6 +176,14 @@ export interface Hypervisor extends AsyncDisposable {
    * beneath is not `base`, and for an overlay that holds data but is not under the VM: that data is never thrown away.
    */
   mergeOverlay(uuid: string, overlay: OverlayInPlace): Promise<void>
+
+  /**
+   * Hot-adds an image, read-write, to a running VM on its virtio-scsi controller, under a serial of at most 20 characters
+   * that begins with `umbra`. The stored configuration stays as it is.
+   */
+  attachCopy(uuid: string, copy: AttachedCopy): Promise<void>
+  /** Hot-removes what has that serial; resolves when the VM has let go of the image. Idempotent, whatever runs or is off. */
+  detachCopy(uuid: string, serial: string): Promise<void>
 
   /** Registers a VM, or replaces its configuration. Answers with its UUID. */
   define(configuration: string): Promise<string>
