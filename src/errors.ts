@@ -39,6 +39,12 @@ export const errorCatalogue = {
     'retry',
     409,
   ),
+  VSS_INSTANTS_FAILED: entry(
+    'no VM was backed up; several could not be frozen or copied: {reasons}',
+    'Put right what is named, or leave those VMs out.',
+    'retry',
+    409,
+  ),
   VSS_WRITER_VETO: entry('no VM was {done}: {reasons}', 'Put right what is named, or leave that VM out.', 'retry', 409),
   VSS_WRITER_TIMEOUT: entry(
     'freezing took too long (the window is {limitMs} ms): {reasons}',

@@ -51,6 +51,7 @@ async function sandbox(fault?: FaultAt, options: Partial<OverlayProviderOptions>
   const provider: Provider = new OverlayProvider({
     hypervisor,
     openImages,
+    makeLayer: (path, base, sizeBytes) => world.makeWritableCopy(path, base, sizeBytes),
     overlayDirectory: world.path('/overlays'),
     minimumFreeBytes: 1,
     clock,
@@ -87,7 +88,7 @@ const frozen = {} as FrozenWriters
 const held = {} as HeldWrites
 
 async function prepare(provider: Provider, session: ProviderSession, volumes: readonly Volume[]): Promise<void> {
-  for (const volume of volumes) await provider.beginPrepareSnapshot(session, volume)
+  for (const volume of volumes) await provider.beginPrepareSnapshot(session, volume, 0)
   await provider.endPrepareSnapshots(session)
 }
 
@@ -197,6 +198,7 @@ describe('the overlay provider', () => {
     const provider: Provider = new OverlayProvider({
       hypervisor: slow,
       openImages: () => assert.fail('nobody reads'),
+      makeLayer: () => assert.fail('nobody recovers'),
       overlayDirectory: world.path('/overlays'),
       minimumFreeBytes: 1,
       clock,
@@ -255,7 +257,7 @@ describe('the overlay provider', () => {
     assert.ok(volume !== undefined)
     const path = `${String(volume.properties.location)}.umbra-${session.snapshotSetId.slice(0, 8)}`
     await writeFile(path, 'somebody’s')
-    await assert.rejects(provider.beginPrepareSnapshot(session, volume), { code: 'MERGE_REFUSED' })
+    await assert.rejects(provider.beginPrepareSnapshot(session, volume, 0), { code: 'MERGE_REFUSED' })
     await provider.abortSnapshots(session)
     assert.ok(existsSync(path))
     assert.deepEqual(leftovers(world), [`stray file ${path}`])
@@ -268,7 +270,7 @@ describe('a host that fills up', () => {
     const { provider, session, volumes, plan } = made
     const [volume] = volumes
     assert.ok(volume !== undefined)
-    await assert.rejects(provider.beginPrepareSnapshot(session, volume), { code: 'VSS_INSUFFICIENT_STORAGE' })
+    await assert.rejects(provider.beginPrepareSnapshot(session, volume, 0), { code: 'VSS_INSUFFICIENT_STORAGE' })
     assert.deepEqual(plan.calls, [])
   })
 
@@ -283,6 +285,7 @@ describe('a host that fills up', () => {
     const provider: Provider = new OverlayProvider({
       hypervisor: world.hypervisor,
       openImages: () => assert.fail('nobody reads'),
+      makeLayer: () => assert.fail('nobody recovers'),
       overlayDirectory: world.path('/overlays'),
       clock,
       get minimumFreeBytes() {

@@ -1,19 +1,22 @@
 /**
  * The hypervisor's own provider: a qcow2 overlay on every disk of a VM in one transaction; what lies beneath is the shadow
- * copy, read through QEMU, until the overlay is merged back. Everything slow (paths, space, undo records) happens before
+ * copy, read through QEMU, until the overlay is merged back. A copy that is to be recovered gets a layer of its own above
+ * that, which its writer may write until PostSnapshot has ended; the VM never sees it. Everything slow (paths, space, undo records) happens before
  * Freeze; the commit is one call per VM. Source: libvirt, "Snapshot XML format" and "Live full disk backup".
  */
 import { existsSync } from 'node:fs'
 import { statfs } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
 import { mapLimit, settleAll, withDeadline } from '../base/async.ts'
-import type { Json, UndoStep } from '../base/cleanup.ts'
+import type { Json, JsonObject, UndoStep } from '../base/cleanup.ts'
 import { type Clock, systemClock } from '../base/clock.ts'
 import { describeError } from '../base/failure.ts'
 import type { BlockSource } from '../disk/block-device.ts'
 import { failure } from '../errors.ts'
 import type { DiskImage, Hypervisor, OverlayInPlace, OverlayPlan } from '../vm/hypervisor.ts'
 import type { Instant, Provider, ProviderSession, ShadowCopy, Volume } from '../vss/provider.ts'
+import { snapshotAttributes } from '../vss/vocabulary.ts'
+import type { WritableCopies } from '../vss/windows.ts'
 
 /** Opens images of one VM for reading; disposal ends the reader, without which an overlay can not be merged. */
 export interface OpenImages extends AsyncDisposable {
@@ -22,6 +25,8 @@ export interface OpenImages extends AsyncDisposable {
 
 export interface OverlayProviderOptions {
   readonly hypervisor: Hypervisor
+  /** Makes an empty qcow2 layer above an image that is in use. */
+  readonly makeLayer: (path: string, base: DiskImage, sizeBytes: number | undefined) => Promise<void>
   readonly openImages: (images: readonly { name: string; image: DiskImage }[]) => Promise<OpenImages>
   /** Where overlays of disks go that are not files. */
   readonly overlayDirectory: string
@@ -34,7 +39,10 @@ interface PreparedDisk {
   readonly volume: Volume
   readonly vm: string
   readonly overlay: OverlayInPlace
+  readonly autoRecover: boolean
   step?: UndoStep
+  /** Where auto-recovery writes. */
+  layer?: { readonly image: DiskImage; readonly step: UndoStep }
 }
 
 const spaceCheckMs = 1000
@@ -60,14 +68,15 @@ export class OverlayProvider implements Provider {
     return volume.properties.kind === 'vm-disk' && volume.properties.image !== undefined ? 10 : 0
   }
 
-  async beginPrepareSnapshot(session: ProviderSession, volume: Volume): Promise<void> {
+  async beginPrepareSnapshot(session: ProviderSession, volume: Volume, attributes: number): Promise<void> {
     const image = volume.properties.image as unknown as DiskImage
     const overlay = this.#overlayPath(session.snapshotSetId, volume, image)
     if (existsSync(overlay))
       throw failure('MERGE_REFUSED', { vm: volume.caption, overlay, reason: 'a file of that name is in the way' })
     await this.#requireSpace(dirname(overlay))
     const vm = String(volume.properties.vm)
-    this.#disks.push({ volume, vm, overlay: { target: volume.name, overlay, base: image } })
+    const autoRecover = (attributes & snapshotAttributes.VSS_VOLSNAP_ATTR_AUTORECOVER) !== 0
+    this.#disks.push({ volume, vm, overlay: { target: volume.name, overlay, base: image }, autoRecover })
   }
 
   async endPrepareSnapshots(session: ProviderSession): Promise<void> {
@@ -123,16 +132,41 @@ export class OverlayProvider implements Provider {
 
   async preFinalCommitSnapshots(session: ProviderSession): Promise<readonly ShadowCopy[]> {
     this.#watchSpace(session)
-    return this.#disks.map(({ volume, vm }) => ({
-      id: `${session.snapshotSetId}/${volume.id}`,
-      volume,
-      provider: this.id,
-      open: async () => (await this.#readerOf(vm)).open(volume.name),
-    }))
+    const recovered = this.#disks.filter(({ autoRecover }) => autoRecover)
+    await mapLimit(recovered, preparedAtOnce, (disk) => this.#putLayerOn(session, disk))
+    return this.#disks.map((disk) => this.#copyOf(session, disk))
   }
 
   async postFinalCommitSnapshots(): Promise<void> {
-    // The copies are only ever opened for reading.
+    // From here on the copies are only ever opened for reading, layers included: `writableImage` sees its window closed.
+  }
+
+  /** Law 1, and newer than the step that merges what lies beneath: undone in the right order. */
+  async #putLayerOn({ undo }: ProviderSession, disk: PreparedDisk): Promise<void> {
+    const { overlay, base } = disk.overlay
+    const path = `${overlay}.recovered`
+    const step = await undo.defer({ undo: 'remove-file', path })
+    disk.layer = { image: { format: 'qcow2', storage: { file: path } }, step }
+    const { sizeBytes } = disk.volume.properties
+    await this.#options.makeLayer(path, base, typeof sizeBytes === 'number' ? sizeBytes : undefined)
+  }
+
+  #copyOf({ snapshotSetId }: ProviderSession, { volume, vm, layer }: PreparedDisk): ShadowCopy {
+    const writableImage = (window: WritableCopies): JsonObject => {
+      if (layer === undefined || !window.open)
+        throw failure('VSS_BAD_STATE', {
+          call: `writing to the copy of ${volume.caption} ${volume.name}`,
+          state: 'read-only',
+        })
+      return layer.image as unknown as JsonObject
+    }
+    return {
+      id: `${snapshotSetId}/${volume.id}`,
+      volume,
+      provider: this.id,
+      open: async () => (await this.#readerOf(vm)).open(volume.name),
+      ...(layer === undefined ? {} : { writableImage }),
+    }
   }
 
   /** Waits for a commit that is still on its way (law 8), then merges whatever it made. */
@@ -160,6 +194,7 @@ export class OverlayProvider implements Provider {
     for (const disk of this.#disks.filter((one) => one.vm === vm)) {
       if (disk.step === undefined) continue
       try {
+        if (disk.layer !== undefined) await undo.run(disk.layer.step)
         await undo.run(disk.step)
         delete disk.step
         emit({ event: 'Merge', vm: disk.volume.caption, detail: disk.volume.name })
@@ -207,7 +242,7 @@ export class OverlayProvider implements Provider {
     if (reader === undefined) {
       const images = this.#disks
         .filter((disk) => disk.vm === vm)
-        .map(({ volume, overlay }) => ({ name: volume.name, image: overlay.base }))
+        .map(({ volume, overlay, layer }) => ({ name: volume.name, image: layer?.image ?? overlay.base }))
       reader = this.#options.openImages(images)
       this.#readers.set(vm, reader)
     }

@@ -13,7 +13,7 @@ import type { ComponentMetadata, WriterMetadata } from '../vss/components.ts'
 import type { CreatedSet } from '../vss/do-snapshot-set.ts'
 import { writeBackupComponentsDocument, writeWriterMetadataDocument } from '../vss/documents.ts'
 import type { Provider } from '../vss/provider.ts'
-import type { SessionEvent, SessionLimits } from '../vss/vocabulary.ts'
+import { type SessionEvent, type SessionLimits, snapshotContexts } from '../vss/vocabulary.ts'
 import type { Writer } from '../vss/writer.ts'
 import { type Progress, ProgressMeter } from './progress.ts'
 import { keepingResult, type Made, RequesterSession, type SessionOptions } from './session.ts'
@@ -30,6 +30,9 @@ export interface BackupEnvironment {
   readonly writers: readonly Writer[]
   readonly providers: readonly Provider[]
   readonly limits: SessionLimits
+  /** A sum of snapshotContexts and snapshotAttributes; VSS_CTX_BACKUP unless told. */
+  readonly context?: number
+  readonly instantsAtOnce?: number
   readonly clock: Clock
   readonly repository: Repository
   readonly session: SessionOptions
@@ -78,26 +81,19 @@ export async function backup(selection: BackupSelection, environment: BackupEnvi
 
 async function backupInSession(
   selection: BackupSelection,
-  { writers, providers, limits, clock, repository, onProgress }: BackupEnvironment,
+  environment: BackupEnvironment,
   session: RequesterSession,
   made: Made<Core>,
 ): Promise<void> {
+  const { clock, repository, onProgress, context = snapshotContexts.VSS_CTX_BACKUP } = environment
   const beganMs = clock.monotonicMs()
   const { undo, quiet, signal, abandon, lockSetCreation, events } = session
-  const service = {
-    writers,
-    providers,
-    limits,
-    clock,
-    undo,
-    emit: events.emit,
-    quiet,
-    lockSetCreation,
-    signal,
-    abandon,
-  }
+  const { writers, providers, limits, instantsAtOnce = 1 } = environment
+  const how = { writers, providers, limits, instantsAtOnce, clock }
+  const service = { ...how, undo, emit: events.emit, quiet, lockSetCreation, signal, abandon }
 
   await using components = BackupComponents.initializeForBackup(service, 'full')
+  components.setContext(context)
   const selected = select(await components.gatherWriterMetadata(), selection)
   for (const component of selected) {
     await session.lockComponent(component, component.label)

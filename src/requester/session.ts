@@ -55,11 +55,14 @@ export class RequesterSession implements AsyncDisposable {
     this.signal = AbortSignal.any([options.signal, this.#abandoned.signal])
     this.events = new EventStream(options.clock)
     this.undo = new Cleanup(journal, options.handlers, { clock: options.clock })
+    let windows = 0 // those that are open side by side opened together: the first one's time is the time of all
     this.quiet = {
       hold: (windowMs) => {
+        if (windows++ > 0) return
         for (const part of [journal, this.events, this.#watchdog]) part?.hold(windowMs)
       },
       release: () => {
+        if (--windows > 0) return
         for (const part of [journal, this.events, this.#watchdog]) part?.release()
       },
     }

@@ -4,7 +4,9 @@
  */
 import type { Cleanup } from '../base/cleanup.ts'
 import type { Clock } from '../base/clock.ts'
+import type { EmitEvent, SessionLimits } from '../vss/vocabulary.ts'
 import type { ComponentFile } from '../vss/writer.ts'
+import type { AutoRecovery, WritableCopy } from './auto-recovery.ts'
 import type { Hypervisor, VmFacts } from './hypervisor.ts'
 import type { Consistency, MethodPlan } from './method.ts'
 
@@ -14,6 +16,9 @@ export interface MethodContext {
   readonly plan: MethodPlan
   readonly undo: Cleanup
   readonly clock: Clock
+  readonly limits: SessionLimits
+  readonly emit: EmitEvent
+  readonly signal: AbortSignal
   /** A directory of our own for memory images; private to root. */
   readonly workDirectory: string
   readonly snapshotSetId: string
@@ -24,12 +29,14 @@ export interface MethodContext {
 export interface MethodOutcome {
   readonly consistency: Consistency
   readonly reasons: readonly string[]
-  /** From the freeze request to the end of the thaw: the longest the guest can have stood still. */
+  /** From the freeze request to the end of the thaw: the longest the guest (or its writers) can have stood still. */
   readonly freezeMs: number
   /** Our own share of that: from the answer to the freeze to the thaw request. */
   readonly heldMs: number
   /** For how long the VM did not run. */
   readonly pausedMs: number
+  /** What it took to roll the copies back; only of a child-snapshot. */
+  readonly recoveryMs?: number
   readonly files: readonly ComponentFile[]
 }
 
@@ -38,7 +45,8 @@ export interface MethodRun {
   freeze(): Promise<void>
   /** Follows every freeze attempt. */
   thaw(): Promise<void>
-  postSnapshot(): Promise<void>
+  /** The copies may be written until this returns, where the plan is to recover them. */
+  postSnapshot(copies: readonly WritableCopy[], autoRecovery: AutoRecovery | undefined): Promise<void>
   /** Idempotent; whatever prepareForSnapshot and freeze did is taken back. */
   abort(): Promise<void>
   /** After everything: what may fail without harm to the backup. */

@@ -12,6 +12,7 @@ import { leftovers } from '../../test/sim/leftovers.ts'
 import type { ManualClock } from '../../test/sim/manual-clock.ts'
 import { simulatedWorld, uuidOf } from '../../test/sim/sim-world.ts'
 import { Cleanup, type UndoLog, type UndoRecord } from '../base/cleanup.ts'
+import { defaultLimits } from '../vss/vocabulary.ts'
 import type { Hypervisor, PowerState } from './hypervisor.ts'
 import { planMethod } from './method.ts'
 import { savedState } from './saved-state.ts'
@@ -45,7 +46,9 @@ async function sandbox(power: PowerState = 'running') {
   const policy = { method: 'saved-state', require: 'crash', instant: 'vm' } as const
   const plan = planMethod(facts, { answering: false, why: '' }, policy)
   const told: string[] = []
-  const context = { facts, plan, undo, clock, workDirectory, snapshotSetId: 'abcdef012345' }
+  const about = { facts, plan, workDirectory, snapshotSetId: 'abcdef012345' }
+  const { signal } = new AbortController()
+  const context = { ...about, undo, clock, limits: defaultLimits, emit: () => undefined, signal }
   const run = (on: Hypervisor = hypervisor) =>
     savedState({ ...context, hypervisor: on, tell: (detail) => void told.push(detail) })
   const left = () => [...records.values()]
@@ -68,7 +71,7 @@ describe('saved state', () => {
       )
       await method.freeze()
       await method.thaw()
-      await method.postSnapshot()
+      await method.postSnapshot([], undefined)
       const [memory] = method.outcome().files
       assert.ok(memory !== undefined && 'path' in memory && existsSync(memory.path))
       assert.deepEqual(
@@ -103,7 +106,7 @@ describe('saved state', () => {
       const { world, undo, run } = await sandbox()
       const method = run()
       if (steps > 0) await method.prepareForSnapshot()
-      if (steps > 1) await method.postSnapshot()
+      if (steps > 1) await method.postSnapshot([], undefined)
       await method.abort()
       await method.abort()
       await undo[Symbol.asyncDispose]()
@@ -116,7 +119,7 @@ describe('saved state', () => {
     const method = run()
     await method.prepareForSnapshot()
     await clock.advance(60_000)
-    await method.postSnapshot()
+    await method.postSnapshot([], undefined)
     assert.equal(method.outcome().pausedMs, 60_000)
     await method.complete?.()
     assert.equal(world.guest('web01').memory?.clockLagMs, 0)
@@ -132,7 +135,7 @@ describe('memory that has run', () => {
     const { world, hypervisor, run, recover } = await sandbox()
     const method = run()
     await method.prepareForSnapshot()
-    await method.postSnapshot() // the VM goes on; then Umbra is killed, and the VM loses its power
+    await method.postSnapshot([], undefined) // the VM goes on; then Umbra is killed, and the VM loses its power
     world.guest('web01').writeRecord()
     await hypervisor.turnOff(vm)
     await recover()
@@ -157,7 +160,7 @@ describe('memory that has run', () => {
     })
     const method = run(watching)
     await method.prepareForSnapshot()
-    await method.postSnapshot()
+    await method.postSnapshot([], undefined)
     assert.equal(atResume.length, 1)
     assert.match(atResume[0] ?? '', /\.memory\.kept$/)
     assert.equal(world.vm('web01').live?.power, 'running')

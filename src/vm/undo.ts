@@ -6,6 +6,7 @@ import { rm } from 'node:fs/promises'
 import { z } from 'zod'
 import type { UndoHandlers, UndoRecord } from '../base/cleanup.ts'
 import { type Clock, systemClock } from '../base/clock.ts'
+import { releaseGuest } from './child-snapshot.ts'
 import { thawGuest } from './guest-freeze.ts'
 import type { DiskImage, Hypervisor } from './hypervisor.ts'
 import { type TakeBack, takeBackRestore } from './restore.ts'
@@ -16,6 +17,8 @@ const vm = z.string().min(1)
 
 const records = {
   thawGuest: z.object({ vm }),
+  releaseGuest: z.object({ vm, set: z.string().regex(/^[0-9a-f]{8}$/) }),
+  detachCopy: z.object({ vm, serial: z.string().regex(/^umbra-[0-9a-z-]{1,14}$/) }),
   returnVm: z.object({ vm, file: path, power: z.string() }),
   removeFile: z.object({ path }),
   removeFiles: z.object({ paths: z.array(path) }),
@@ -41,6 +44,14 @@ const records = {
 export function vmUndoHandlers(hypervisor: Hypervisor, clock: Clock = systemClock): UndoHandlers {
   return {
     'thaw-guest': (record) => thawGuest(hypervisor, records.thawGuest.parse(record).vm),
+    'release-guest': (record) => {
+      const { vm: uuid, set } = records.releaseGuest.parse(record)
+      return releaseGuest(hypervisor, uuid, set)
+    },
+    'detach-copy': (record) => {
+      const { vm: uuid, serial } = records.detachCopy.parse(record)
+      return hypervisor.detachCopy(uuid, serial)
+    },
     'return-vm': (record) => takeBackSave(hypervisor, clock, records.returnVm.parse(record)),
     'merge-overlay': async (record: UndoRecord) => {
       const { vm: uuid, ...overlay } = records.mergeOverlay.parse(record)

@@ -14,6 +14,7 @@ import type { SimVmSpec } from '../../test/sim/sim-world.ts'
 import { simulatedWorld } from '../../test/sim/sim-world.ts'
 import { Cleanup, memoryUndoLog } from '../base/cleanup.ts'
 import { refOf } from '../vss/components.ts'
+import { WritableCopies } from '../vss/windows.ts'
 import type { WriterSession } from '../vss/writer.ts'
 import type { BackupPolicy } from './method.ts'
 import { vmUndoHandlers } from './undo.ts'
@@ -59,6 +60,9 @@ for (const [name, vms, method] of [
   })
 }
 
+/** No copy of these VMs is to be recovered. */
+const closed = new WritableCopies([], async () => undefined)
+
 describe('the VM writer', () => {
   test('does nothing in Freeze and Thaw but freeze and thaw the guests that are frozen (W8)', async () => {
     await using made = await sandbox({ web01: {}, old95: { agent: 'none' }, cold: { power: 'off' } })
@@ -98,7 +102,7 @@ describe('the VM writer', () => {
     await writer.onFreeze(session)
     await world.guest('web01').thaw() // somebody in the guest
     await writer.onThaw(session)
-    await writer.onPostSnapshot(session)
+    await writer.onPostSnapshot(session, [], closed)
     const [outcome] = await writer.outcomes(session)
     assert.equal(outcome?.metadata.consistency, 'crash')
     assert.match(String(outcome?.metadata.reasons), /only 0 still were at the end: the guest thawed by itself/)
@@ -112,7 +116,7 @@ describe('the VM writer', () => {
     await writer.onFreeze(session)
     await world.guest('web01').thaw()
     await writer.onThaw(session)
-    const vetoes = await writer.onPostSnapshot(session)
+    const vetoes = await writer.onPostSnapshot(session, [], closed)
     assert.match(vetoes[0]?.reason ?? '', /crash consistency was reached where filesystem is required/)
   })
 
@@ -140,7 +144,7 @@ describe('the VM writer', () => {
     const before = plan.calls.length
     await writer.onPrepareBackup(session)
     for (const step of ['onPrepareSnapshot', 'onFreeze', 'onThaw'] as const) await writer[step](session)
-    await writer.onPostSnapshot(session)
+    await writer.onPostSnapshot(session, [], closed)
     await writer.onBackupComplete(session)
     for (const call of plan.calls.slice(before)) assert.match(call, /hypervisor\.vm\(/, 'facts are all it asks for')
     assert.deepEqual(leftovers(world), [])

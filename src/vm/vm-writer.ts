@@ -10,9 +10,17 @@ import { type Clock, systemClock } from '../base/clock.ts'
 import { describeError, Failure } from '../base/failure.ts'
 import { errorEntry, failure } from '../errors.ts'
 import type { ComponentMetadata, ComponentRef, WriterMetadata } from '../vss/components.ts'
-import type { Volume } from '../vss/provider.ts'
+import type { ShadowCopy, Volume } from '../vss/provider.ts'
 import type { FileOwner } from '../vss/restore-plan.ts'
-import { hyperVWriterId, type Veto, type WriterFailureCode } from '../vss/vocabulary.ts'
+import {
+  backupRecoveryFlag,
+  defaultLimits,
+  hyperVWriterId,
+  type SessionLimits,
+  type Veto,
+  type WriterFailureCode,
+} from '../vss/vocabulary.ts'
+import type { WritableCopies } from '../vss/windows.ts'
 import type {
   ComponentFile,
   ComponentOutcome,
@@ -21,22 +29,28 @@ import type {
   Writer,
   WriterSession,
 } from '../vss/writer.ts'
+import type { WritableCopy } from './auto-recovery.ts'
+import { childSnapshot } from './child-snapshot.ts'
 import { guestFreeze } from './guest-freeze.ts'
 import { ownerOf, readHostFiles, type StoredHostFile } from './host-files.ts'
-import type { Hypervisor, VmFacts } from './hypervisor.ts'
+import type { DiskImage, Hypervisor, VmFacts } from './hypervisor.ts'
 import { atLeast, type BackupPolicy, type GuestFacts, type MethodPlan, planMethod } from './method.ts'
 import { type MethodRun, undisturbed } from './method-run.ts'
+import type { OpenAutoRecovery } from './recovery-ways.ts'
 import type { VmRestore } from './restore.ts'
 import { savedState } from './saved-state.ts'
 
-/** Guests asked at the same time during Identify. */
-const identifyAtOnce = 8
+/** VMs with which something slow is done at the same time, outside of any freeze. */
+const atOnce = 8
 
 export interface VmWriterOptions {
   readonly hypervisor: Hypervisor
   readonly policy: BackupPolicy
   readonly workDirectory: string
   readonly clock?: Clock
+  readonly limits?: SessionLimits
+  /** Only a backup has one. */
+  readonly openAutoRecovery?: () => OpenAutoRecovery
   /** The restore that PreRestore and PostRestore carry out; only a restore session has one. */
   readonly restore?: VmRestore
 }
@@ -56,19 +70,17 @@ export class VmWriter implements Writer {
   readonly instanceId: string = crypto.randomUUID()
   readonly name = 'Umbra VM Writer'
   readonly #options: VmWriterOptions
-  readonly #clock: Clock
   #vms = new Map<string, VmInSet>()
   /** The disks of each VM at the last Identify, which the set's volumes were taken from. */
   readonly #identified = new Map<string, string>()
 
   constructor(options: VmWriterOptions) {
     this.#options = options
-    this.#clock = options.clock ?? systemClock
   }
 
   async onIdentify(): Promise<WriterMetadata> {
     const vms = await this.#options.hypervisor.listVms()
-    const components = await mapLimit(vms, identifyAtOnce, (facts) => this.#describe(facts))
+    const components = await mapLimit(vms, atOnce, (facts) => this.#describe(facts))
     return { writerId: this.id, instanceId: this.instanceId, name: this.name, components }
   }
 
@@ -85,9 +97,12 @@ export class VmWriter implements Writer {
       }
       const tell = (detail: string) => session.emit({ event: 'VM', vm: facts.name, detail })
       const { hypervisor, workDirectory } = this.#options
-      const { undo, snapshotSetId } = session
-      const context = { hypervisor, facts, plan, undo, clock: this.#clock, workDirectory, snapshotSetId, tell }
+      const { undo, snapshotSetId, emit, signal } = session
+      const { clock = systemClock, limits = defaultLimits } = this.#options
+      const about = { hypervisor, facts, plan, workDirectory, snapshotSetId }
+      const context = { ...about, undo, clock, limits, emit, signal, tell }
       const run = {
+        'child-snapshot': childSnapshot,
         'guest-freeze': guestFreeze,
         checkpoint: undisturbed,
         'saved-state': savedState,
@@ -98,7 +113,7 @@ export class VmWriter implements Writer {
   }
 
   onPrepareSnapshot(session: WriterSession): Promise<readonly Veto[]> {
-    return this.#forEachVm(session, ({ run }) => run.prepareForSnapshot())
+    return this.#forEachVm(session, ({ run }) => run.prepareForSnapshot(), atOnce)
   }
 
   /** No work but guest-freeze's; for the other methods the handlers are empty, as in the Hyper-V writer. */
@@ -110,13 +125,18 @@ export class VmWriter implements Writer {
     return this.#forEachVm(session, ({ run }) => run.thaw())
   }
 
-  async onPostSnapshot(session: WriterSession): Promise<readonly Veto[]> {
-    return this.#forEachVm(session, async (vm) => {
+  async onPostSnapshot(
+    session: WriterSession,
+    copies: readonly ShadowCopy[],
+    window: WritableCopies,
+  ): Promise<readonly Veto[]> {
+    await using autoRecovery = this.#options.openAutoRecovery?.()
+    const work = async (vm: VmInSet) => {
       const { stored, contents } = await readHostFiles(vm.facts.hostFiles) // before a saved VM goes on: they belong to it
       vm.hostFiles = stored
       vm.files = contents
       vm.owners = await ownersOf(vm.plan)
-      await vm.run.postSnapshot()
+      await vm.run.postSnapshot(writableCopies(copies, vm, window), autoRecovery)
       const { consistency, reasons } = vm.run.outcome()
       const { require } = this.#options.policy
       if (!atLeast(consistency, require)) {
@@ -125,7 +145,8 @@ export class VmWriter implements Writer {
           `${consistency} consistency was reached where ${require} is required: ${reasons.join('; ')}`,
         )
       }
-    })
+    }
+    return await this.#forEachVm(session, work, atOnce)
   }
 
   async outcomes(session: WriterSession): Promise<readonly ComponentOutcome[]> {
@@ -186,7 +207,7 @@ export class VmWriter implements Writer {
       selectable: true,
       selectableForRestore: true,
       notifyOnBackupComplete: false,
-      flags: 1, // VSS_CF_BACKUP_RECOVERY
+      flags: plan.method === 'child-snapshot' ? backupRecoveryFlag : 0,
       files,
       volumes: plan.disks.map((disk) => volumeOf(facts, disk)),
       instant: policy.instant === 'set' ? 'set' : facts.uuid,
@@ -195,19 +216,21 @@ export class VmWriter implements Writer {
     }
   }
 
-  #forEachVm(session: WriterSession, work: (vm: VmInSet) => Promise<void>): Promise<readonly Veto[]> {
-    return this.#forEach(session, async (ref) => {
+  #forEachVm(session: WriterSession, work: (vm: VmInSet) => Promise<void>, limit?: number): Promise<readonly Veto[]> {
+    const known = async (ref: ComponentRef) => {
       const vm = this.#vms.get(ref.name)
       if (vm !== undefined) await work(vm)
-    })
+    }
+    return this.#forEach(session, known, limit)
   }
 
   /** Law 10: every VM is asked, every no is gathered. */
   async #forEach(
     session: { components: readonly ComponentRef[] },
     work: (ref: ComponentRef) => Promise<void>,
+    limit?: number,
   ): Promise<Veto[]> {
-    const settled = await settleAll(session.components, work)
+    const settled = await settleAll(session.components, work, limit)
     return settled.flatMap(({ item, outcome }) => {
       if (outcome.ok) return []
       const component = this.#vms.get(item.name)?.facts.name ?? item.name
@@ -230,6 +253,14 @@ export async function askGuest(hypervisor: Hypervisor, facts: VmFacts): Promise<
   }
 }
 
+/** Of this VM, those that may be written. */
+function writableCopies(copies: readonly ShadowCopy[], { facts }: VmInSet, window: WritableCopies): WritableCopy[] {
+  return copies.flatMap(({ volume, writableImage }) => {
+    if (volume.component !== facts.uuid || writableImage === undefined) return []
+    return [{ target: volume.name, image: writableImage(window) as unknown as DiskImage }]
+  })
+}
+
 const diskNames = ({ disks }: MethodPlan): string =>
   disks.map(({ target, location }) => `${target}=${location}`).join(' ')
 
@@ -245,6 +276,7 @@ function volumeOf(facts: VmFacts, disk: VmFacts['disks'][number]): Volume {
       target: disk.target,
       power: facts.power,
       location: disk.location,
+      sizeBytes: disk.sizeBytes,
       image: disk.image as unknown as JsonObject,
     },
   }
@@ -268,7 +300,7 @@ function planMetadata(facts: VmFacts, plan: MethodPlan): JsonObject {
 }
 
 function metadataOf({ facts, plan, run, hostFiles, owners }: VmInSet): JsonObject {
-  const { consistency, reasons, freezeMs, heldMs, pausedMs } = run.outcome()
+  const { consistency, reasons, freezeMs, heldMs, pausedMs, recoveryMs } = run.outcome()
   const round = (ms: number) => Math.round(ms * 10) / 10
   return {
     ...planMetadata(facts, plan),
@@ -279,6 +311,7 @@ function metadataOf({ facts, plan, run, hostFiles, owners }: VmInSet): JsonObjec
     freezeMs: round(freezeMs),
     heldMs: round(heldMs),
     pausedMs: round(pausedMs),
+    ...(recoveryMs === undefined ? {} : { recoveryMs: round(recoveryMs) }),
   }
 }
 

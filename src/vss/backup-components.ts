@@ -21,7 +21,14 @@ import { type CreatedSet, doSnapshotSet } from './do-snapshot-set.ts'
 import { type Participant, Providers, Writers } from './gather.ts'
 import { chooseProvider, type Provider, type ProviderSession, type Volume } from './provider.ts'
 import { type SessionCall, type SessionState, transition } from './session.ts'
-import type { BackupType, EmitEvent, SessionLimits } from './vocabulary.ts'
+import {
+  type BackupType,
+  backupRecoveryFlag,
+  type EmitEvent,
+  type SessionLimits,
+  snapshotAttributes,
+  snapshotContexts,
+} from './vocabulary.ts'
 import type { QuietDuringFreeze } from './windows.ts'
 import type { ComponentOutcome, Writer, WriterSession } from './writer.ts'
 
@@ -30,6 +37,8 @@ export interface VssService {
   readonly writers: readonly Writer[]
   readonly providers: readonly Provider[]
   readonly limits: SessionLimits
+  /** Instants of one set that may be under way side by side; 1 unless told. */
+  readonly instantsAtOnce?: number
   readonly clock: Clock
   readonly undo: Cleanup
   readonly emit: EmitEvent
@@ -53,10 +62,19 @@ export class BackupComponents implements AsyncDisposable {
   #outcomes: readonly ComponentOutcome[] = []
   #succeeded = new Map<string, boolean>()
   #creationLock: AsyncDisposable | undefined
+  #context: number = snapshotContexts.VSS_CTX_BACKUP
 
   private constructor(service: VssService, backupType: BackupType) {
     this.#service = service
     this.#backupType = backupType
+  }
+
+  /** At most once, before anything else is asked: VSS_CTX_BACKUP, or the same without auto-recovery. */
+  setContext(context: number): void {
+    this.#call('setContext')
+    const known: number = snapshotContexts.VSS_CTX_BACKUP | noAutoRecovery
+    if ((context & ~known) !== 0) throw failure('VSS_BAD_STATE', { call: 'setContext', state: `context ${context}` })
+    this.#context = context
   }
 
   static initializeForBackup(service: VssService, backupType: BackupType): BackupComponents {
@@ -113,16 +131,18 @@ export class BackupComponents implements AsyncDisposable {
   async addVolumesOfComponents(): Promise<void> {
     this.#call('addToSnapshotSet')
     const session = this.#providerSession()
-    const volumes = this.#selected.flatMap((component) => component.volumes)
+    const volumes = this.#selected.flatMap((component) =>
+      component.volumes.map((volume) => ({ volume, attributes: attributesOf(component, this.#context) })),
+    )
     const settled = await settleAll(
       volumes,
-      async (volume) => {
+      async ({ volume, attributes }) => {
         const provider = chooseProvider(this.#service.providers, volume)
         if (provider === undefined)
           throw failure('VSS_VOLUME_NOT_SUPPORTED', { volume: `${volume.caption} ${volume.name}` })
         this.#volumes.set(provider, [...(this.#volumes.get(provider) ?? []), volume])
         const what = `BeginPrepareSnapshot of ${provider.name}`
-        await this.#inTime(what, provider.beginPrepareSnapshot(session, volume))
+        await this.#inTime(what, provider.beginPrepareSnapshot(session, volume, attributes))
       },
       8,
     )
@@ -148,11 +168,12 @@ export class BackupComponents implements AsyncDisposable {
     const next = transition(this.#state, 'doSnapshotSet')
     const writers = this.#writers
     invariant(writers !== undefined, 'prepareForBackup comes before doSnapshotSet')
-    const { limits, clock, quiet } = this.#service
+    const { limits, clock, quiet, instantsAtOnce = 1 } = this.#service
     const providers = this.#providers()
     this.#state = 'aborted' // unless the set gets created
     try {
-      const set = { id: this.snapshotSetId, instants: groupByInstant(this.#selected), limits, clock, quiet }
+      const instants = groupByInstant(this.#selected)
+      const set = { id: this.snapshotSetId, instants, instantsAtOnce, limits, clock, quiet }
       const created = await doSnapshotSet(set, writers, providers)
       this.#state = next
       const outcomes = await mapLimit(writers.participants, Number.POSITIVE_INFINITY, (participant) => {
@@ -258,6 +279,14 @@ export class BackupComponents implements AsyncDisposable {
     this.#creationLock = undefined
     await lock?.[Symbol.asyncDispose]()
   }
+}
+
+const noAutoRecovery = snapshotAttributes.VSS_VOLSNAP_ATTR_NO_AUTORECOVERY
+
+/** A component that wants to be recovered gets copies that can be, unless the context forbids it. */
+function attributesOf({ flags }: ComponentMetadata, context: number): number {
+  const wanted = (flags & backupRecoveryFlag) !== 0
+  return wanted && (context & noAutoRecovery) === 0 ? snapshotAttributes.VSS_VOLSNAP_ATTR_AUTORECOVER : 0
 }
 
 /** Two writers may each have a component of the same path. */

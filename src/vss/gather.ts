@@ -82,7 +82,7 @@ export class Writers {
       const mine = writable.copies.filter((copy) =>
         session.components.some((ref) => ref.name === copy.volume.component),
       )
-      return writer.onPostSnapshot(session, mine)
+      return writer.onPostSnapshot(session, mine, writable)
     })
   }
 

@@ -7,7 +7,7 @@
 import type { Cleanup, JsonObject } from '../base/cleanup.ts'
 import type { BlockSource } from '../disk/block-device.ts'
 import type { EmitEvent } from './vocabulary.ts'
-import type { FrozenWriters, HeldWrites } from './windows.ts'
+import type { FrozenWriters, HeldWrites, WritableCopies } from './windows.ts'
 
 /** What a writer asks a copy of. */
 export interface Volume {
@@ -29,6 +29,11 @@ export interface ShadowCopy {
   readonly provider: string
   /** Opens the copy for reading; the caller disposes it before the set is deleted. */
   open(): Promise<BlockSource>
+  /**
+   * Only on a copy with VSS_VOLSNAP_ATTR_AUTORECOVER: where its writer can write it, in the provider's own words. Throws
+   * VSS_BAD_STATE once the window has closed; the copy is read-only from then on.
+   */
+  writableImage?(window: WritableCopies): JsonObject
 }
 
 /** When the instant of one component was: on the coordinator's monotonic clock. */
@@ -52,14 +57,15 @@ export interface Provider {
   readonly name: string
   /** 0: can not; larger: more specific. VSS's rule: the most specific provider that can makes the copy. */
   supports(volume: Volume): number
-  beginPrepareSnapshot(session: ProviderSession, volume: Volume): Promise<void>
+  /** `attributes`: a sum of snapshotAttributes. */
+  beginPrepareSnapshot(session: ProviderSession, volume: Volume, attributes: number): Promise<void>
   /** All slow work ends here; every undo of the commit is registered. */
   endPrepareSnapshots(session: ProviderSession): Promise<void>
   preCommitSnapshots(session: ProviderSession, volumes: readonly Volume[], frozen: FrozenWriters): Promise<void>
   /** The instant, for all volumes given, all or none. */
   commitSnapshots(session: ProviderSession, volumes: readonly Volume[], held: HeldWrites): Promise<readonly Instant[]>
   postCommitSnapshots(session: ProviderSession, volumes: readonly Volume[], frozen: FrozenWriters): Promise<void>
-  /** The copies become writable for auto-recovery. */
+  /** The copies that may be recovered become writable. */
   preFinalCommitSnapshots(session: ProviderSession): Promise<readonly ShadowCopy[]>
   /** The copies are read-only from here on. */
   postFinalCommitSnapshots(session: ProviderSession): Promise<void>

@@ -9,6 +9,7 @@ import { type SessionCall, type SessionState, sessionCalls, sessionStates, trans
 /** Written out a second time, by hand, from the order of the calls in VSS's own pages. */
 const legal = `
   initializeForBackup    new               initialized
+  setContext             initialized       initialized
   gatherWriterMetadata   initialized       discovered
   addComponent           discovered        discovered
   startSnapshotSet       discovered        set-open

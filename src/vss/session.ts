@@ -23,6 +23,7 @@ export type SessionState = (typeof sessionStates)[number]
 
 export const sessionCalls = [
   'initializeForBackup',
+  'setContext',
   'gatherWriterMetadata',
   'addComponent',
   'startSnapshotSet',
@@ -48,6 +49,7 @@ const anyState: Row = Object.fromEntries(sessionStates.map((state) => [state, 'r
 /** call -> (state before -> state after). What is missing is VSS_BAD_STATE. */
 const transitions: Readonly<Record<SessionCall, Row>> = {
   initializeForBackup: { new: 'initialized' },
+  setContext: { initialized: 'initialized' },
   gatherWriterMetadata: { initialized: 'discovered' },
   addComponent: { discovered: 'discovered' },
   startSnapshotSet: { discovered: 'set-open' },

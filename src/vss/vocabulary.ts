@@ -62,6 +62,20 @@ export interface Veto {
   readonly reason: string
 }
 
+/** VSS_SNAPSHOT_CONTEXT. Contexts are sums of attributes; the others are for shadow copies that outlive their session. */
+export const snapshotContexts = { VSS_CTX_BACKUP: 0x0 } as const
+
+/** _VSS_VOLUME_SNAPSHOT_ATTRIBUTES, those that mean something here. */
+export const snapshotAttributes = {
+  /** In a context: copies are read-only from the commit on. */
+  VSS_VOLSNAP_ATTR_NO_AUTORECOVERY: 0x2,
+  /** On a copy: its writer may write it until PostSnapshot has ended. */
+  VSS_VOLSNAP_ATTR_AUTORECOVER: 0x400000,
+} as const
+
+/** VSS_COMPONENT_FLAGS: the writer wants to recover its copies in PostSnapshot. */
+export const backupRecoveryFlag = 0x1
+
 export const backupTypes = ['full', 'incremental', 'differential', 'log', 'copy', 'other'] as const
 export type BackupType = (typeof backupTypes)[number]
 

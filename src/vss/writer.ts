@@ -7,6 +7,7 @@ import type { Cleanup, JsonObject } from '../base/cleanup.ts'
 import type { ComponentRef, WriterMetadata } from './components.ts'
 import type { ShadowCopy } from './provider.ts'
 import type { EmitEvent, FileRestoreStatus, Veto } from './vocabulary.ts'
+import type { WritableCopies } from './windows.ts'
 
 /** What a handler gets of the session. `undo` is the session's: register before the deed. */
 export interface WriterSession {
@@ -60,8 +61,8 @@ export interface Writer {
   onFreeze(session: WriterSession): Vetoes
   /** Follows every Freeze, also a failed one. */
   onThaw(session: WriterSession): Vetoes
-  /** The copies exist and, where auto-recovery is allowed, may be written until this returns. */
-  onPostSnapshot(session: WriterSession, copies: readonly ShadowCopy[]): Vetoes
+  /** The copies exist; those with a `writableImage` may be written until the window closes, which waits for this. */
+  onPostSnapshot(session: WriterSession, copies: readonly ShadowCopy[], window: WritableCopies): Vetoes
   /** What the writer has to say about each component; called once after PostSnapshot. */
   outcomes(session: WriterSession): Promise<readonly ComponentOutcome[]>
   onBackupComplete(session: WriterSession, succeeded: ReadonlyMap<string, boolean>): Vetoes

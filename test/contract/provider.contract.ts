@@ -134,7 +134,7 @@ async function create(
   const quiet = { hold: () => undefined, release: () => undefined }
   let instants: readonly Instant[] = []
   let copies: readonly ShadowCopy[] = []
-  for (const volume of volumes) await provider.beginPrepareSnapshot(session, volume)
+  for (const volume of volumes) await provider.beginPrepareSnapshot(session, volume, 0)
   if (reached('EndPrepareSnapshots')) await provider.endPrepareSnapshots(session)
   {
     await using frozen = await FrozenWriters.open(nobody, quiet, defaultLimits, systemClock)

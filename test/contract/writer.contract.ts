@@ -7,6 +7,7 @@ import { describe, test } from 'node:test'
 import { Cleanup, memoryUndoLog, type UndoHandlers, type UndoRecord } from '../../src/base/cleanup.ts'
 import { type ComponentRef, fullPath, refOf, type WriterMetadata } from '../../src/vss/components.ts'
 import { readWriterMetadataDocument, writeWriterMetadataDocument } from '../../src/vss/documents.ts'
+import { WritableCopies } from '../../src/vss/windows.ts'
 import type { Writer, WriterSession } from '../../src/vss/writer.ts'
 
 /** A writer with at least one component that can be backed up, in a world of its own. */
@@ -175,7 +176,7 @@ function play(writer: Writer, session: WriterSession, step: (typeof steps)[numbe
     PrepareForSnapshot: () => writer.onPrepareSnapshot(session),
     Freeze: () => writer.onFreeze(session),
     Thaw: () => writer.onThaw(session),
-    PostSnapshot: () => writer.onPostSnapshot(session, []),
+    PostSnapshot: () => writer.onPostSnapshot(session, [], new WritableCopies([], async () => undefined)),
   }
   return handlers[step]()
 }

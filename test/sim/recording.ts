@@ -195,6 +195,8 @@ export class RecordingProvider implements Provider {
   readonly #recorder: Recorder
   readonly #kind: string
   readonly copies = new Map<string, { volume: Volume; state: CopyState }>()
+  /** What the coordinator asked for each volume. */
+  readonly attributes = new Map<string, number>()
 
   constructor(recorder: Recorder, name = 'provider', kind = 'recorded') {
     this.#recorder = recorder
@@ -214,7 +216,8 @@ export class RecordingProvider implements Provider {
     this.#recorder.note('write to copy', this.name, copy.volume.name)
   }
 
-  beginPrepareSnapshot(_session: ProviderSession, volume: Volume): Promise<void> {
+  beginPrepareSnapshot(_session: ProviderSession, volume: Volume, attributes: number): Promise<void> {
+    this.attributes.set(volume.id, attributes)
     return this.#play('BeginPrepareSnapshot', [volume], () => this.#move([volume], 'prepared'))
   }
 
