@@ -27,6 +27,11 @@ export function aroundGuests(hypervisor: Hypervisor, hooks: Hooks): Hypervisor {
   return around(hypervisor, { guest: (_call, [uuid]) => around(hypervisor.guest(String(uuid)), hooks) })
 }
 
+/** The same around what is asked of the integration services in the guests. */
+export function aroundRequestors(hypervisor: Hypervisor, hooks: Hooks): Hypervisor {
+  return around(hypervisor, { requestor: (_call, [uuid]) => around(hypervisor.requestor(String(uuid)), hooks) })
+}
+
 /** Before the chunk of that number (from 0) goes into the repository, `happens` is waited for; once. */
 export function duringTransfer(repository: Repository, happens: () => Promise<unknown>, chunk = 0): Repository {
   let chunks = 0

@@ -6,10 +6,19 @@ import { backupEnvironment, openHypervisor, restoreEnvironment, type Settings } 
 import { openRepository } from '../../src/repository/repository.ts'
 import { backup } from '../../src/requester/backup.ts'
 import { restore } from '../../src/requester/restore.ts'
-import { around, aroundGuests, duringTransfer, type Hook } from './hooks.ts'
+import { defaultPolicy } from '../../src/vm/method.ts'
+import { around, aroundGuests, aroundRequestors, duringTransfer, type Hook } from './hooks.ts'
 import { helpersOf } from './stage-session.ts'
 
-export type KillMoment = 'frozen' | 'committed' | 'transfer' | 'saved' | 'set aside' | 'defined'
+const inChildSnapshots = ['guest frozen', 'guest committed', 'host committed', 'attached', 'reverted'] as const
+export type KillMoment =
+  | 'frozen'
+  | 'committed'
+  | 'transfer'
+  | 'saved'
+  | 'set aside'
+  | 'defined'
+  | (typeof inChildSnapshots)[number]
 
 export interface Killable {
   readonly settings: Settings
@@ -41,11 +50,18 @@ async function run({ settings, repository: location, vm, at, point, withWatchdog
     saved: () => around(real, { save: dieAfter }),
     'set aside': () => around(real, { undefine: dieAfter }),
     defined: () => around(real, { define: dieAfter }),
+    'guest frozen': () => aroundRequestors(real, { freezeWriters: dieAfter }),
+    'guest committed': () => aroundRequestors(real, { commit: dieAfter }),
+    'host committed': () => around(real, { createOverlays: dieAfter }),
+    attached: () => around(real, { attachCopy: dieAfter }),
+    reverted: () => aroundRequestors(real, { revert: dieAfter }),
   }[at]()
   const repository = at === 'transfer' ? duringTransfer(whole, die, 20) : whole
   const { signal } = new AbortController()
   if (point === undefined) {
-    const policy = { method: at === 'saved' ? 'saved-state' : 'guest-freeze', require: 'crash', instant: 'vm' } as const
+    const child = inChildSnapshots.some((moment) => moment === at)
+    const method = child ? 'child-snapshot' : at === 'saved' ? 'saved-state' : 'guest-freeze'
+    const policy = { ...defaultPolicy, method, ...(child ? { recovery: 'in-guest' } : {}) } as const
     const environment = await backupEnvironment(settings, hypervisor, repository, policy, signal)
     await backup({ names: [vm], all: false, except: [] }, environment)
   } else {

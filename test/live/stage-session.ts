@@ -14,7 +14,7 @@ import { type BackupResult, backup } from '../../src/requester/backup.ts'
 import { type RestoreResult, restore } from '../../src/requester/restore.ts'
 import { journalDirectory, workDirectory } from '../../src/requester/session.ts'
 import type { Hypervisor } from '../../src/vm/hypervisor.ts'
-import type { BackupPolicy } from '../../src/vm/method.ts'
+import { type BackupPolicy, defaultPolicy } from '../../src/vm/method.ts'
 import type { RestoreRequest } from '../../src/vss/restore-plan.ts'
 import type { SessionEvent, SessionLimits } from '../../src/vss/vocabulary.ts'
 import { eventually, judgeProgram, type Stage, type StageVm, type Verdict, virsh } from './stage.ts'
@@ -43,7 +43,7 @@ export interface BackedUpVm {
 export type StageBackup = Omit<BackupResult, 'vms'> & { readonly vms: readonly BackedUpVm[] }
 
 export async function backUp(stage: Stage, names: readonly string[], setup: SessionSetup = {}): Promise<StageBackup> {
-  const policy: BackupPolicy = { method: 'auto', require: 'crash', instant: 'vm', ...setup.policy }
+  const policy: BackupPolicy = { ...defaultPolicy, ...setup.policy }
   const settings = setup.limits === undefined ? stage.settings : { ...stage.settings, limits: setup.limits }
   const environment = await backupEnvironment(
     settings,
