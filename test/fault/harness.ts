@@ -21,7 +21,8 @@ import { type RestoreResult, restore } from '../../src/requester/restore.ts'
 import { journalDirectory, type SessionOptions, workDirectory } from '../../src/requester/session.ts'
 import { followSession, type Watchdog } from '../../src/requester/watchdog.ts'
 import type { DiskImage, Hypervisor } from '../../src/vm/hypervisor.ts'
-import type { BackupPolicy } from '../../src/vm/method.ts'
+import { type BackupPolicy, defaultPolicy } from '../../src/vm/method.ts'
+import { type OpenAutoRecovery, openAutoRecovery } from '../../src/vm/recovery-ways.ts'
 import { VmRestore } from '../../src/vm/restore.ts'
 import { VmRestorePlanner } from '../../src/vm/restore-planner.ts'
 import { vmUndoHandlers } from '../../src/vm/undo.ts'
@@ -29,6 +30,7 @@ import { VmWriter } from '../../src/vm/vm-writer.ts'
 import type { RestoreRequest } from '../../src/vss/restore-plan.ts'
 import { defaultLimits, type SessionEvent } from '../../src/vss/vocabulary.ts'
 import { FaultPlan, faulty } from '../sim/faulty.ts'
+import { simAutoRecovery } from '../sim/sim-recovery.ts'
 import { type SimVmSpec, type SimWorld, simulatedWorld } from '../sim/sim-world.ts'
 import { FaultClock, idle, stuck } from './fault-clock.ts'
 import { closeFilesOf, withFaultyFiles } from './faulty-files.ts'
@@ -153,11 +155,21 @@ export class Incarnation {
       await using repository = await openRepository(repositoryDirectory)
       const { hypervisor, host } = this
       return await backup(everyVm, {
-        writers: [new VmWriter({ hypervisor, policy, workDirectory: this.#work, clock: this.#clock })],
+        writers: [
+          new VmWriter({
+            hypervisor,
+            policy,
+            workDirectory: this.#work,
+            clock: this.#clock,
+            limits,
+            openAutoRecovery: () => this.#openAutoRecovery(),
+          }),
+        ],
         providers: [
           new OverlayProvider({
             hypervisor,
             openImages: (images) => this.#openImages(images),
+            makeLayer: (path, base, sizeBytes) => this.#layers().make(path, base, sizeBytes),
             overlayDirectory: join(host.stateDirectory, 'overlays'),
             minimumFreeBytes: 1,
             clock: this.#clock,
@@ -177,11 +189,18 @@ export class Incarnation {
       await using repository = await openRepository(repositoryDirectory)
       const { hypervisor } = this
       const vmRestore = new VmRestore(hypervisor, domainXmlEditor)
-      const policy = { method: 'auto', require: 'crash', instant: 'vm' } as const
       const point = await repository.point(pointId)
       return await restore(point, names, request, {
         repository,
-        writer: new VmWriter({ hypervisor, policy, workDirectory: this.#work, restore: vmRestore, clock: this.#clock }),
+        writers: [
+          new VmWriter({
+            hypervisor,
+            policy: defaultPolicy,
+            workDirectory: this.#work,
+            restore: vmRestore,
+            clock: this.#clock,
+          }),
+        ],
         planner: new VmRestorePlanner(hypervisor, vmRestore, this.#work),
         createImage: (path, format, sizeBytes) => this.#createImage(path, format, sizeBytes),
         clock: this.#clock,
@@ -292,6 +311,28 @@ export class Incarnation {
       },
     }
     return faulty(port, this.plan, 'images')
+  }
+
+  #layers() {
+    const { world } = this.host
+    return faulty({ make: world.makeWritableCopy.bind(world) }, this.plan, 'layers')
+  }
+
+  /** Reverting inside the guest is the product's own; the other ways are simulated. */
+  #openAutoRecovery(): OpenAutoRecovery {
+    const { world } = this.host
+    const none = () => {
+      throw new Error('simulated in another way')
+    }
+    const tools = { hypervisor: this.hypervisor, clock: this.#clock, openWritable: none, revertByReading: none }
+    const real = openAutoRecovery({ ...tools, restoreFsid: none, startHelperVm: none })
+    const simulated = faulty(simAutoRecovery(world), this.plan, 'recovery')
+    return {
+      'by-reading': (recovery) => simulated['by-reading'](recovery),
+      'on-host': (recovery) => simulated['on-host'](recovery),
+      'in-guest': real['in-guest'],
+      [Symbol.asyncDispose]: () => real[Symbol.asyncDispose](),
+    }
   }
 
   async #createImage(path: string, format: string, sizeBytes: number): Promise<BlockSink> {

@@ -62,6 +62,8 @@ async function checkPoint(host: Host, point: RecoveryPoint): Promise<string[]> {
     const [first = new Uint8Array(), second = first] = bytes
     const { crossConsistent, quiesced } = await verifyRecords(first, second)
     if (!crossConsistent) wrong.push(`the disks of ${metadata.name} are not of one instant`)
+    if (metadata.method === 'child-snapshot' && !quiesced)
+      wrong.push(`the disks of ${metadata.name} are not of the guest's own instant`)
     if (metadata.method === 'guest-freeze' && metadata.consistency !== 'crash' && !quiesced)
       wrong.push(`${metadata.name} claims ${metadata.consistency} consistency and was not quiesced`)
     const memory = point.streams.some(({ name }) => name === `${component.name}/memory`)

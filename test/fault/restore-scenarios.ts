@@ -8,7 +8,7 @@ import { mkdirSync } from 'node:fs'
 import { openRepository } from '../../src/repository/repository.ts'
 import type { RestoreResult } from '../../src/requester/restore.ts'
 import type { PowerState } from '../../src/vm/hypervisor.ts'
-import type { BackupPolicy } from '../../src/vm/method.ts'
+import { type BackupPolicy, defaultPolicy } from '../../src/vm/method.ts'
 import type { RestoreRequest } from '../../src/vss/restore-plan.ts'
 import { leftovers, remember } from '../sim/leftovers.ts'
 import { readConfiguration } from '../sim/sim-configuration.ts'
@@ -93,7 +93,7 @@ async function prepare({ power, method, gone }: RestoreCase): Promise<Prepared> 
   })
   const { world } = host
   mkdirSync(world.path('/elsewhere'))
-  const made = await new Incarnation(host).backup({ method, require: 'crash', instant: 'vm' })
+  const made = await new Incarnation(host).backup({ ...defaultPolicy, method, autoRecovery: false })
   assert.equal(made.ended, 'done')
   const point = made.ended === 'done' ? made.value.recoveryPoint : ''
   await using repository = await openRepository(host.repository)

@@ -31,6 +31,7 @@ export const sampleVm = (changes: Partial<VmFacts> = {}): VmFacts => ({
   disks: [sampleDisk('sda')],
   hostFiles: [],
   nics: [],
+  hotAddsScsi: true,
   hasHypervisorSnapshots: false,
   configuration: '<domain/>',
   ...changes,
