@@ -19,7 +19,15 @@ export interface SampleGuestImages {
   lvmRoot: string | undefined
   lvmDataA: string | undefined
   lvmDataB: string | undefined
+  /** Both data volumes on a thin pool of one disk; beside `lvmRoot`. */
+  thinData: string | undefined
+  /** Each data volume a btrfs, its subvolume `vol` mounted; beside `lvmRoot`. */
+  btrfsDataA: string | undefined
+  btrfsDataB: string | undefined
 }
+
+/** What the volumes are: bare file systems, classic LVM, data on thin LVM, data on btrfs. All but `plain` have their root on LVM. */
+export type GuestLayout = 'plain' | 'lvm' | 'thin' | 'btrfs'
 
 export type DiskFormat = 'raw' | 'qcow2' | 'vpc'
 
@@ -76,26 +84,43 @@ export async function buildSampleGuest(
     lvmRoot: await ifBuilt('lvm-root.raw'),
     lvmDataA: await ifBuilt('lvm-data-a.raw'),
     lvmDataB: await ifBuilt('lvm-data-b.raw'),
+    thinData: await ifBuilt('thin-data.raw'),
+    btrfsDataA: await ifBuilt('btrfs-data-a.raw'),
+    btrfsDataB: await ifBuilt('btrfs-data-b.raw'),
   }
 }
 
-/** New disks for a VM: root, data A, data B, in this order. With `lvm` the ones on logical volumes. */
+function sourcesOf(images: SampleGuestImages, layout: GuestLayout): Record<string, string | undefined> {
+  const { lvmRoot: root } = images
+  switch (layout) {
+    case 'plain':
+      return { root: images.root, 'data-a': images.dataA, 'data-b': images.dataB }
+    case 'lvm':
+      return { root, 'data-a': images.lvmDataA, 'data-b': images.lvmDataB }
+    case 'thin':
+      return { root, data: images.thinData }
+    case 'btrfs':
+      return { root, 'data-a': images.btrfsDataA, 'data-b': images.btrfsDataB }
+  }
+}
+
+/** New disks for a VM: root, data A, data B, in this order; with the layout `thin` root, data. `lvm` is the layout `lvm`. */
 export async function createDisks(
   images: SampleGuestImages,
   directory: string,
   format: DiskFormat,
-  options: { lvm?: boolean } = {},
+  options: { lvm?: boolean; layout?: GuestLayout } = {},
 ): Promise<GuestImageFile[]> {
-  const sources = options.lvm
-    ? { root: images.lvmRoot, 'data-a': images.lvmDataA, 'data-b': images.lvmDataB }
-    : { root: images.root, 'data-a': images.dataA, 'data-b': images.dataB }
+  const layout = options.layout ?? (options.lvm ? 'lvm' : 'plain')
+  const sources = sourcesOf(images, layout)
   const extension = format === 'vpc' ? 'vhd' : format
   // force_size: a VHD's size is rounded to a cylinder otherwise, and the copy is not the disk any more.
   const settings = format === 'vpc' ? ['-o', 'subformat=dynamic,force_size=on'] : []
   await mkdir(directory, { recursive: true })
   const disks: GuestImageFile[] = []
   for (const [name, source] of Object.entries(sources)) {
-    if (source === undefined) throw new Error(`the sample guest was built without its LVM images (${name})`)
+    if (source === undefined)
+      throw new Error(`the sample guest was built without its images of the layout ${layout} (${name})`)
     const file = path.join(directory, `${name}.${extension}`)
     await run('qemu-img', ['convert', '-f', 'raw', '-O', format, ...settings, source, file], { timeoutMs: 60_000 })
     disks.push({ path: file, format })

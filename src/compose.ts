@@ -2,17 +2,27 @@
  * The only file that knows every layer: builds the hypervisor, the writer, the provider and the environments of the
  * requester from settings.
  */
+import { availableParallelism } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import type { UndoHandlers } from './base/cleanup.ts'
 import { systemClock } from './base/clock.ts'
 import { makeDirectory } from './base/make-directory.ts'
 import type { BlockSink } from './disk/block-device.ts'
+import { CopyingProvider } from './files/copying-provider.ts'
+import { extractTree } from './files/extract-tree.ts'
+import { FilesRestore } from './files/files-restore.ts'
+import { FilesWriter, filesWriterId } from './files/files-writer.ts'
+import type { HostDirectory } from './files/host-directory.ts'
+import { filesUndoHandlers } from './files/undo.ts'
 import { domainXmlEditor } from './libvirt/configuration-editor.ts'
 import { defaultUri } from './libvirt/connection.ts'
 import { exportDisks } from './libvirt/disk-export.ts'
 import { createImage, type ImageFormat } from './libvirt/disk-image.ts'
+import { startHelperVm } from './libvirt/helper-vm.ts'
+import { helperVmImages } from './libvirt/helper-vm-images.ts'
 import { connectHypervisor } from './libvirt/libvirt-hypervisor.ts'
+import { makeOverlay } from './libvirt/overlay-file.ts'
 import { OverlayProvider } from './libvirt/overlay-provider.ts'
 import { openRepository, type Repository } from './repository/repository.ts'
 import type { BackupEnvironment } from './requester/backup.ts'
@@ -21,18 +31,33 @@ import type { RestoreEnvironment } from './requester/restore.ts'
 import { journalDirectory, type SessionOptions, workDirectory } from './requester/session.ts'
 import { startWatchdog } from './requester/watchdog.ts'
 import type { Hypervisor } from './vm/hypervisor.ts'
-import type { BackupPolicy } from './vm/method.ts'
+import { type BackupPolicy, defaultPolicy } from './vm/method.ts'
+import { openAutoRecovery, type RecoveryTools } from './vm/recovery-ways.ts'
 import { VmRestore } from './vm/restore.ts'
 import { VmRestorePlanner } from './vm/restore-planner.ts'
 import { vmUndoHandlers } from './vm/undo.ts'
 import { VmWriter } from './vm/vm-writer.ts'
-import { defaultLimits, type SessionLimits } from './vss/vocabulary.ts'
+import { restoreFsid } from './volumes/btrfs-fsid.ts'
+import { revertByReading } from './volumes/revert-by-reading.ts'
+import { planBy } from './vss/restore-plan.ts'
+import {
+  defaultLimits,
+  hyperVWriterId,
+  type SessionLimits,
+  snapshotAttributes,
+  snapshotContexts,
+} from './vss/vocabulary.ts'
+import type { Writer } from './vss/writer.ts'
 
 export interface Settings {
   /** Address of libvirt; undefined for the system's, else the private one. */
   readonly connect?: string
   readonly stateDirectory: string
   readonly limits?: Partial<SessionLimits>
+  /** Directories of this host that can be backed up. */
+  readonly files?: readonly HostDirectory[]
+  /** The largest tree that is copied while writes are held. */
+  readonly filesCopyLimitBytes?: number
 }
 
 /** Connects to the hypervisor that the settings name. Disposal disconnects. */
@@ -40,10 +65,14 @@ export async function openHypervisor({ connect }: Pick<Settings, 'connect'>): Pr
   return connectHypervisor(connect ?? (await defaultUri()))
 }
 
+/** The undo steps that can not wait for others, by name: something stands still until they are done. */
+export const thawSteps: readonly string[] = ['thaw-guest', 'thaw-files']
+
 /** Undo steps of every layer, for one hypervisor. */
 export function undoHandlers(hypervisor: Hypervisor): UndoHandlers {
   return {
     ...vmUndoHandlers(hypervisor),
+    ...filesUndoHandlers,
     'discard-point': ({ repository, point }) => discardPoint(String(repository), String(point)),
   }
 }
@@ -58,7 +87,7 @@ export async function recover({ stateDirectory }: Settings, onlyJournal?: string
   await using hypervisors = new Hypervisors()
   const options = {
     handlersFor: async ({ uri }: JournalHeader) => undoHandlers(await hypervisors.of(uri)),
-    urgent: ['thaw-guest'],
+    urgent: thawSteps,
   }
   if (onlyJournal === undefined) return await recoverInterrupted(journalDirectory(stateDirectory), options)
   const recovered = await recoverJournal(onlyJournal, options)
@@ -101,9 +130,52 @@ function sessionOptions(
   }
 }
 
-/** The VM writer of this host, for listings and plans. */
-export function vmWriter(settings: Settings, hypervisor: Hypervisor, policy: BackupPolicy): VmWriter {
-  return new VmWriter({ hypervisor, policy, workDirectory: workDirectory(settings.stateDirectory) })
+/** All writers of this host, for backups, listings and plans. */
+export function hostWriters(
+  settings: Settings,
+  hypervisor: Hypervisor,
+  policy: BackupPolicy,
+  recovery?: RecoveryTools,
+): Writer[] {
+  const { files = [] } = settings
+  const { instant } = policy
+  const filesWriters = files.length === 0 ? [] : [new FilesWriter({ directories: files, instant })]
+  return [vmWriter(settings, hypervisor, policy, recovery), ...filesWriters]
+}
+
+/** The VM writer of this host, for listings of VMs. */
+export function vmWriter(
+  { stateDirectory, limits }: Settings,
+  hypervisor: Hypervisor,
+  policy: BackupPolicy,
+  recovery?: RecoveryTools,
+): VmWriter {
+  return new VmWriter({
+    hypervisor,
+    policy,
+    workDirectory: workDirectory(stateDirectory),
+    limits: { ...defaultLimits, ...limits },
+    ...(recovery === undefined ? {} : { openAutoRecovery: () => openAutoRecovery(recovery) }),
+  })
+}
+
+/** What rolling copies back takes, in each of its ways. */
+export async function recoveryTools(settings: Settings, hypervisor: Hypervisor): Promise<RecoveryTools> {
+  const directory = await socketDirectory(settings)
+  return {
+    hypervisor,
+    clock: systemClock,
+    openWritable: (images) => exportDisks(images, { directory, writable: true }),
+    revertByReading,
+    restoreFsid,
+    startHelperVm: async () => {
+      const helper = await startHelperVm({ images: await helperVmImages() })
+      return {
+        revert: async (vm, set, disks) => void (await helper.revert(set, disks, { vm })),
+        [Symbol.asyncDispose]: () => helper[Symbol.asyncDispose](),
+      }
+    },
+  }
 }
 
 export async function backupEnvironment(
@@ -118,13 +190,28 @@ export async function backupEnvironment(
   await makeDirectory(overlayDirectory, 0o700)
   const openImages = (images: Parameters<typeof exportDisks>[0]) => exportDisks(images, { directory: sockets })
   return {
-    writers: [vmWriter(settings, hypervisor, policy)],
-    providers: [new OverlayProvider({ hypervisor, openImages, overlayDirectory })],
+    writers: hostWriters(settings, hypervisor, policy, await recoveryTools(settings, hypervisor)),
+    providers: [
+      new OverlayProvider({ hypervisor, openImages, makeLayer: makeOverlay, overlayDirectory }),
+      copyingProvider(settings),
+    ],
+    instantsAtOnce: Math.max(1, Math.floor(availableParallelism() / 2)),
     limits: { ...defaultLimits, ...settings.limits },
+    context: policy.autoRecovery
+      ? snapshotContexts.VSS_CTX_BACKUP
+      : snapshotAttributes.VSS_VOLSNAP_ATTR_NO_AUTORECOVERY,
     clock: systemClock,
     repository,
     session: sessionOptions(settings, hypervisor, 'backup', signal),
   }
+}
+
+/** For directories on file systems that can make no copy by themselves. */
+function copyingProvider({ stateDirectory, filesCopyLimitBytes: limitBytes }: Settings): CopyingProvider {
+  return new CopyingProvider({
+    workDirectory: workDirectory(stateDirectory),
+    ...(limitBytes === undefined ? {} : { limitBytes }),
+  })
 }
 
 export async function restoreEnvironment(
@@ -136,11 +223,18 @@ export async function restoreEnvironment(
   const work = workDirectory(settings.stateDirectory)
   const sockets = await socketDirectory(settings)
   const restore = new VmRestore(hypervisor, domainXmlEditor)
-  const policy: BackupPolicy = { method: 'auto', require: 'crash', instant: 'vm' }
+  const filesRestore = new FilesRestore()
   return {
     repository,
-    writer: new VmWriter({ hypervisor, policy, workDirectory: work, restore }),
-    planner: new VmRestorePlanner(hypervisor, restore, work),
+    writers: [
+      new VmWriter({ hypervisor, policy: defaultPolicy, workDirectory: work, restore }),
+      new FilesWriter({ directories: [], instant: 'vm', restore: filesRestore }),
+    ],
+    planner: planBy({
+      [hyperVWriterId]: new VmRestorePlanner(hypervisor, restore, work),
+      [filesWriterId]: filesRestore,
+    }),
+    extractTree,
     createImage: (path, format, sizeBytes) => createWritableImage(path, format as ImageFormat, sizeBytes, sockets),
     clock: systemClock,
     session: sessionOptions(settings, hypervisor, 'restore', signal),

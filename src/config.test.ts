@@ -46,6 +46,13 @@ describe('the configuration', () => {
     assert.equal(xdg.stateDirectory, '/state/umbra')
   })
 
+  it('may settle the era profile, one of those there are', async () => {
+    const config = await file('profile: 2012r2\n')
+    assert.equal((await read({ config })).profile, '2012r2')
+    assert.equal((await read({ config: await file('profile: 2008\n') })).profile, '2008')
+    assert.match(await refusal({ config: await file('profile: 2003r2\n') }), /profile: .*"2012r2"/)
+  })
+
   it('prefers the flag to the variable to the file', async () => {
     const config = await file('connect: from-file\nrepository: /file\nstate: /file-state\n')
     assert.deepEqual(await read({ config }), {
@@ -82,12 +89,37 @@ describe('the configuration', () => {
   it('refuses unknown keys by name, and says which there are', async () => {
     assert.match(
       await refusal({ config: await file('repositry: /x\n') }),
-      /unknown key repositry; known are connect, repository, state, limits$/,
+      /unknown key repositry; known are connect, repository, state, profile, /,
     )
     assert.match(
       await refusal({ config: await file('limits: { freeze: 5 }') }),
       /unknown key limits\.freeze; known are/,
     )
+  })
+
+  it('takes directories of files, each with a hook and a name of its own', async () => {
+    const web = '{ name: web, directory: /srv/web, hook: /etc/umbra/hooks/web }'
+    const { files } = await read({ config: await file(`files:\n- ${web}\n`) })
+    assert.deepEqual(files, [
+      { name: 'web', directory: '/srv/web', hook: '/etc/umbra/hooks/web', freezeMs: 10_000, exclude: [] },
+    ])
+    const refused = async (text: string) => refusal({ config: await file(`files:\n${text}\n`) })
+    assert.match(await refused(`- ${web}\n- ${web.replace('web,', 'WEB,')}`), /files: two have the same name$/)
+    assert.match(
+      await refused(`- ${web.replace('/srv/web', 'srv/web')}`),
+      /files\.0\.directory: it must be an absolute/,
+    )
+    assert.match(await refused(`- ${web.replace('/srv/web', '/srv/../web')}`), /directory: it must be an absolute/)
+    assert.match(await refused(`- ${web.replace('/srv/web', '/')}`), /directory: it must be an absolute/)
+    assert.match(
+      await refused(`- ${web.replace('web,', '9d883369-2972-52da-a0f9-13b785d7f052,')}`),
+      /it looks like the UUID of a VM/,
+    )
+    assert.match(
+      await refused(`- ${web.replace('hook:', 'hok:')}`),
+      /unknown key files\.0\.hok; known are name, directory/,
+    )
+    assert.match(await refused(`- ${web.replace('}', ', freezeMs: 60001 }')}`), /files\.0\.freezeMs: /)
   })
 
   it('refuses what is no configuration in one line', async () => {

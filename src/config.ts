@@ -4,10 +4,11 @@
  */
 import { readFile } from 'node:fs/promises'
 import { homedir } from 'node:os'
-import { dirname, join, resolve } from 'node:path'
+import { dirname, isAbsolute, join, resolve } from 'node:path'
 import { parse } from 'yaml'
 import * as z from 'zod'
 import { failure } from './errors.ts'
+import { type Profile, profiles } from './vm/profile.ts'
 import { defaultLimits, type SessionLimits } from './vss/vocabulary.ts'
 
 export const defaultConfigurationFile = '/etc/umbra/umbra.yaml'
@@ -28,17 +29,47 @@ export interface Configuration {
   /** Absolute. */
   readonly stateDirectory: string
   readonly limits: Partial<SessionLimits>
+  /** For verbs that are not told another. */
+  readonly profile?: Profile
+  /** Directories of this host that can be backed up; missing when none is named. */
+  readonly files?: readonly ConfiguredFiles[]
+  /** The largest tree that is copied while writes are held; missing for the default. */
+  readonly filesCopyLimitBytes?: number
   /** The file that was read. */
   readonly file?: string
 }
 
+/** How long a hook may take to freeze. */
+const defaultFilesFreezeMs = 10_000
+
 /** Limits may be lowered, never raised above what VSS allows. */
 const limit = (mostMs: number) => z.int().min(1).max(mostMs)
+
+/** A path that is what it says: no `..`, no doubled slash, and not the whole host. */
+const absolute = z
+  .string()
+  .refine((path) => isAbsolute(path) && resolve(path) === path && path !== '/', 'it must be an absolute path')
+/** Names share one space with the UUIDs of VMs, and stand in names of files. */
+const filesName = z
+  .string()
+  .regex(/^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/, 'it must be letters, digits, dots, dashes and underscores')
+  .refine((name) => !/^[0-9a-f]{8}-([0-9a-f]{4}-){3}[0-9a-f]{12}$/i.test(name), 'it looks like the UUID of a VM')
+
+const filesShape = z.strictObject({
+  name: filesName,
+  directory: absolute,
+  hook: absolute,
+  freezeMs: limit(defaultLimits.freezeMs).default(defaultFilesFreezeMs),
+  exclude: z.array(z.string().min(1)).default([]),
+})
+export type ConfiguredFiles = z.infer<typeof filesShape>
 
 const fileShape = z.strictObject({
   connect: z.string().min(1).optional(),
   repository: z.string().min(1).optional(),
   state: z.string().min(1).optional(),
+  /** 2008 is a number to YAML. */
+  profile: z.preprocess((told) => (typeof told === 'number' ? String(told) : told), z.enum(profiles).optional()),
   limits: z
     .strictObject({
       freezeMs: limit(defaultLimits.freezeMs).optional(),
@@ -46,6 +77,11 @@ const fileShape = z.strictObject({
       prepareMs: limit(defaultLimits.prepareMs).optional(),
     })
     .optional(),
+  files: z
+    .array(filesShape)
+    .refine((all) => new Set(all.map(({ name }) => name.toLowerCase())).size === all.length, 'two have the same name')
+    .optional(),
+  filesCopyLimitBytes: z.int().min(1).optional(),
 })
 type FileContent = z.infer<typeof fileShape>
 
@@ -81,6 +117,9 @@ export async function readConfiguration(
     ...(repository === undefined ? {} : { repository }),
     stateDirectory: state ?? defaultStateDirectory(environment, isRoot),
     limits: withoutUndefined(content?.limits ?? {}),
+    ...(content?.files === undefined ? {} : { files: content.files }),
+    ...(content?.filesCopyLimitBytes === undefined ? {} : { filesCopyLimitBytes: content.filesCopyLimitBytes }),
+    ...(content?.profile === undefined ? {} : { profile: content.profile }),
     ...(content === undefined ? {} : { file }),
   }
 }
@@ -111,14 +150,18 @@ async function readFileContent(path: string, isNamed: boolean): Promise<FileCont
   return parsed.data
 }
 
-const knownKeys = { '': Object.keys(fileShape.shape), limits: Object.keys(defaultLimits) }
+const knownKeys: Readonly<Record<string, readonly string[]>> = {
+  '': Object.keys(fileShape.shape),
+  limits: Object.keys(defaultLimits),
+  files: Object.keys(filesShape.shape),
+}
 
 function describeIssue(issue: z.core.$ZodIssue): string {
   const where = issue.path.join('.')
   if (issue.code !== 'unrecognized_keys') {
     return where === '' ? 'it must be a list of keys and values' : `${where}: ${issue.message}`
   }
-  const known = knownKeys[where as keyof typeof knownKeys] ?? []
+  const known = knownKeys[issue.path.filter((part) => typeof part === 'string').join('.')] ?? []
   const keys = issue.keys.map((key) => (where === '' ? key : `${where}.${key}`))
   return `unknown key ${keys.join(', ')}; known are ${known.join(', ')}`
 }

@@ -187,6 +187,29 @@ export const errorCatalogue = {
     'never',
     422,
   ),
+  // files of the host
+  FILES_HOOK_FAILED: entry(
+    'the hook of {name} could not {verb} it: {reason}',
+    'Look at the hook that the configuration names for it; see docs/host-files.md.',
+    'retry',
+    409,
+  ),
+  FILES_NOT_COPIED: entry(
+    '{path} can not be copied: {reason}',
+    'Put right what it says, or exclude it; see docs/host-files.md.',
+    'retry',
+    409,
+  ),
+  FILES_TOO_LARGE: entry(
+    '{directory} holds {sizeBytes} bytes; while writes are held at most {limitBytes} are copied',
+    'Move it to btrfs or XFS, exclude what need not be kept, or raise filesCopyLimitBytes.',
+    'never',
+    409,
+  ),
+  FILES_ARCHIVE_INVALID: entry(
+    'the stored files are not an archive that Umbra made: {reason}',
+    'Verify the recovery point, and restore another one.',
+  ),
   // disks
   DISK_READ_FAILED: entry(
     'reading {disk} failed at offset {offset}: {reason}',

@@ -6,11 +6,11 @@ import { dirname, join } from 'node:path'
 import { describeError, Failure } from '../base/failure.ts'
 import { openHypervisor } from '../compose.ts'
 import type { Configuration } from '../config.ts'
+import { hardwareVirtualisation } from '../libvirt/hardware-virtualisation.ts'
 import { runCommand } from '../libvirt/run-command.ts'
 import { openRepository } from '../repository/repository.ts'
 import { processMark, readJournal } from '../requester/journal.ts'
 import { journalDirectory } from '../requester/session.ts'
-import { hardwareVirtualisation } from './hardware-virtualisation.ts'
 import { bytesText, countText, oneLine, timeText } from './output.ts'
 
 export interface Finding {

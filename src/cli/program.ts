@@ -27,7 +27,7 @@ const verbs: readonly AddCommand[] = [
 const more = `
 What is needed each time can be settled once. It is looked for in this order:
   option, variable (UMBRA_CONNECT, UMBRA_REPOSITORY, UMBRA_STATE, UMBRA_CONFIG),
-  configuration file (connect:, repository:, state:, limits:), default
+  configuration file (connect:, repository:, state:, profile:, limits:), default
 
 Exit codes:
   0    done

@@ -4,6 +4,8 @@
  */
 import * as z from 'zod'
 import type { JsonObject } from '../base/cleanup.ts'
+import { recoveryWays } from '../vm/auto-recovery.ts'
+import { methods } from '../vm/method.ts'
 import type { Column } from './output.ts'
 import { bytesText, durationText } from './output.ts'
 
@@ -18,17 +20,34 @@ const diskShape = z.object({
   storedBytes: count,
 })
 
+const recoveryShape = z.object({
+  way: text,
+  because: z.string().catch(''),
+  disks: z.array(z.object({ target: text, because: z.string().catch('') })).catch([]),
+})
+
+const conditionShape = z.object({
+  name: text,
+  met: z.boolean(),
+  detail: text,
+  /** Recovery points made before conditions told it have none. */
+  neededFor: z.array(z.string()).catch([]),
+})
+
 const recordShape = z.object({
   name: text,
   uuid: text,
   power: text,
+  /** Of files of the host: where they lie. */
+  directory: z.string().optional().catch(undefined),
   method: text,
   consistency: text,
   because: z.string().catch(''),
   reasons: z.array(z.string()).catch([]),
   freezeMs: count,
   pausedMs: count,
-  conditions: z.array(z.object({ name: text, met: z.boolean(), detail: text })).catch([]),
+  recovery: recoveryShape.optional().catch(undefined),
+  conditions: z.array(conditionShape).catch([]),
   disks: z.array(diskShape).catch([]),
   excluded: z.array(z.object({ target: text, reason: text })).catch([]),
 })
@@ -60,11 +79,28 @@ export function backupContent(content: JsonObject) {
   return { ...rest, vms: vms.map((vm) => vmRecord(vm as JsonObject)) }
 }
 
+/** Which one it was, in a line: a VM and its state, or files and their directory. */
+export const identity = ({ name, uuid, power, directory }: VmRecord): string =>
+  directory === undefined ? `${name} (${uuid}) was ${power}` : `${name}: the files of ${directory}`
+
 export const isCalled = (vm: VmRecord, nameOrUuid: string): boolean =>
   vm.name === nameOrUuid || vm.uuid === nameOrUuid.toLowerCase()
 
+/** The method, for a child-snapshot with the way in which its copies are rolled back. */
+export const methodText = ({ method, recovery }: VmRecord): string =>
+  recovery === undefined ? method : `${method} (${recovery.way})`
+
+/** child-snapshot (in-guest), application consistency. */
+export const howText = (vm: VmRecord): string => `${methodText(vm)}, ${vm.consistency} consistency`
+
+export function recoveryLines({ recovery }: VmRecord): string[] {
+  if (recovery === undefined) return []
+  const { way, because, disks } = recovery
+  return [`  auto-recovery ${way}: ${because}`, ...disks.map((disk) => `  rolled back ${disk.target}: ${disk.because}`)]
+}
+
 export const backedUpColumns: readonly Column[] = [
-  { head: 'VM' },
+  { head: 'NAME' },
   { head: 'METHOD' },
   { head: 'CONSISTENCY' },
   { head: 'FROZEN', align: 'right' },
@@ -76,7 +112,7 @@ export const backedUpColumns: readonly Column[] = [
 
 /** One row per disk; the VM stands in the first one. */
 export function backedUpRows(vm: VmRecord): string[][] {
-  const own = [vm.name, vm.method, vm.consistency, standstill(vm)]
+  const own = [vm.name, methodText(vm), vm.consistency, standstill(vm)]
   const disks: Partial<Disk>[] = vm.disks.length === 0 ? [{ target: 'none', sizeBytes: 0 }] : vm.disks
   return disks.map(({ target = '', sizeBytes, readBytes, storedBytes }, index) => [
     ...(index === 0 ? own : own.map(() => '')),
@@ -102,8 +138,20 @@ export function remarks(vm: VmRecord): string[] {
 export const leftOut = ({ excluded }: VmRecord): string[] =>
   excluded.map(({ target, reason }) => `${target} is not backed up: ${reason}`)
 
+/** Grouped by what can not do without them, in the order in which they come. */
 export function conditionLines({ conditions }: VmRecord): string[] {
-  return conditions.map(({ name, met, detail }) => `  ${met ? 'met  ' : 'unmet'}  ${name}: ${detail}`)
+  const groups = Map.groupBy(conditions, ({ neededFor }) => neededForText(neededFor))
+  return [...groups].flatMap(([title, members]) => {
+    const lines = members.map(({ name, met, detail }) => `  ${met ? 'met  ' : 'unmet'}  ${name}: ${detail}`)
+    return title === '' ? lines : [`  ${title}:`, ...lines.map((line) => `  ${line}`)]
+  })
+}
+
+function neededForText(neededFor: readonly string[]): string {
+  if (neededFor.length === 0) return ''
+  if (methods.every((method) => neededFor.includes(method))) return 'for any method'
+  const isWay = neededFor.every((one) => recoveryWays.some((way) => way === one))
+  return `for ${isWay ? 'auto-recovery ' : ''}${neededFor.join(' and ')}`
 }
 
 export const sumOf = (disks: readonly Disk[], key: 'sizeBytes' | 'readBytes' | 'storedBytes'): number =>

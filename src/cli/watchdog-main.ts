@@ -5,7 +5,7 @@ import { readFile } from 'node:fs/promises'
 import { dirname } from 'node:path'
 import { runUndo } from '../base/cleanup.ts'
 import { systemClock } from '../base/clock.ts'
-import { openHypervisor, recover, undoHandlers } from '../compose.ts'
+import { openHypervisor, recover, thawSteps, undoHandlers } from '../compose.ts'
 import { readJournal } from '../requester/journal.ts'
 import { followSession } from '../requester/watchdog.ts'
 
@@ -17,10 +17,10 @@ const { header } = readJournal(await readFile(journal, 'utf8'))
 await using hypervisor = await openHypervisor({ connect: header.uri })
 process.stdout.write('ready\n')
 
-/** Umbra is alive but hangs with a guest frozen: thaw, and leave the rest to it. */
+/** Umbra is alive but hangs with a guest or an application frozen: thaw, and leave the rest to it. */
 async function thawAll(): Promise<void> {
   const { left } = readJournal(await readFile(journal, 'utf8'))
-  const thaws = left.filter(({ undo }) => undo === 'thaw-guest')
+  const thaws = left.filter(({ undo }) => thawSteps.includes(undo))
   await Promise.allSettled(thaws.map((record) => runUndo(record, undoHandlers(hypervisor), systemClock, thawLimitMs)))
 }
 

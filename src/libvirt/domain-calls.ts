@@ -4,7 +4,7 @@
  * A domain is named by its UUID alone; the daemon needs no more.
  */
 import type { LibvirtConnection } from './connection.ts'
-import { domainStates, type Procedure, procedures } from './protocol.ts'
+import { affectLive, domainStates, type Procedure, procedures } from './protocol.ts'
 import { type XdrReader, XdrWriter } from './rpc-wire.ts'
 import { formatUuid, isUuid, uuidBytes } from './uuid.ts'
 
@@ -144,6 +144,18 @@ export class DomainCalls {
 
   async snapshot(uuid: string, xml: string, flags: number): Promise<void> {
     await this.#call(procedures.domainSnapshotCreateXml, uuid, this.#domain(uuid).string(xml).u32(flags))
+  }
+
+  /** Changes the running VM only, never its definition. */
+  async attachDevice(uuid: string, xml: string): Promise<void> {
+    const args = this.#domain(uuid).string(xml).u32(affectLive)
+    await this.#call(procedures.domainAttachDeviceFlags, uuid, args, longDeadlineMs)
+  }
+
+  /** Resolves when the device is gone, or 5 s later. */
+  async detachDevice(uuid: string, xml: string): Promise<void> {
+    const args = this.#domain(uuid).string(xml).u32(affectLive)
+    await this.#call(procedures.domainDetachDeviceFlags, uuid, args, longDeadlineMs)
   }
 
   async save(uuid: string, file: string): Promise<void> {

@@ -86,6 +86,10 @@ describe('a guest agent', () => {
           () => guest.fileSystems(),
           () => guest.osInfo(),
           () => guest.exec('/bin/true', [], { timeoutMs: 0 }),
+          () => guest.disks(),
+          () => guest.allowed('guest-exec'),
+          () => guest.readFile('/x'),
+          () => guest.writeFile('/x', 'w', 'text'),
         ]) {
           await call().catch((error: unknown) => assert.ok(error instanceof Failure, String(error)))
         }
@@ -105,6 +109,105 @@ describe('a guest agent', () => {
     })
     const result = await new GuestAgent(fake, 'x').exec('/bin/x', ['a'])
     assert.deepEqual([result.exitCode, result.stdout.length], [3, 1024 * 1024])
+  })
+})
+
+describe('programs and files of a guest', () => {
+  it('get their input, which is bounded', async () => {
+    let handed: unknown
+    const fake = channel((command, args) => {
+      if (command === 'guest-exec') handed = args?.['input-data']
+      return command === 'guest-exec' ? { pid: 7 } : { exited: true, exitcode: 0 }
+    })
+    const guest = new GuestAgent(fake, 'x')
+    await guest.exec('/bin/sh', ['-s'], { input: 'echo ä' })
+    assert.equal(handed, Buffer.from('echo ä').toString('base64'))
+    await guest.exec('/bin/sh', [])
+    assert.equal(handed, undefined)
+    await assert.rejects(guest.exec('/bin/sh', ['-s'], { input: 'x'.repeat(2_000_000) }), code('GUEST_REFUSED'))
+    await assert.rejects(guest.writeFile('/x', 'w', 'x'.repeat(2_000_000)), code('GUEST_REFUSED'))
+  })
+
+  it('are closed also when they refuse', async () => {
+    const refusing = new Raw('{"error":{"desc":"no"}}')
+    const write = channel((command) => (command === 'guest-file-open' ? 5 : refusing))
+    await assert.rejects(new GuestAgent(write, 'x').writeFile('/x', 'w', 'text'), code('GUEST_REFUSED'))
+    assert.equal(write.commands.at(-1), 'guest-file-close')
+    const short = channel((command) => (command === 'guest-file-open' ? 5 : { count: 1 }))
+    await assert.rejects(new GuestAgent(short, 'x').writeFile('/x', 'w', 'text'), code('GUEST_REFUSED'))
+    const read = channel((command) => (command === 'guest-file-open' ? 5 : refusing))
+    await assert.rejects(new GuestAgent(read, 'x').readFile('/x'), code('GUEST_REFUSED'))
+    assert.equal(read.commands.at(-1), 'guest-file-close')
+  })
+
+  it('are read to their end, if they have one', async () => {
+    const parts = ['one ', 'two']
+    const fake = channel((command) => {
+      if (command === 'guest-file-open') return 5
+      const text = parts.shift() ?? ''
+      return { count: text.length, 'buf-b64': Buffer.from(text).toString('base64'), eof: parts.length === 0 }
+    })
+    assert.equal(await new GuestAgent(fake, 'x').readFile('/x'), 'one two')
+    const part = { count: 65_536, 'buf-b64': Buffer.alloc(65_536).toString('base64'), eof: false }
+    for (const answer of [part, { count: 0, 'buf-b64': '', eof: false }]) {
+      const endless = channel((command) => (command === 'guest-file-open' ? 5 : answer))
+      await assert.rejects(new GuestAgent(endless, 'x').readFile('/x'), code('GUEST_REFUSED'))
+      assert.ok(endless.commands.length < 30)
+    }
+  })
+
+  it('are asked for often at first, then less often', async () => {
+    const asked: number[] = []
+    await new GuestAgent(
+      channel(() => ({})),
+      'x',
+    ).poll(300, async () => void asked.push(performance.now()))
+    const pauses = asked.slice(1).map((at, index) => at - (asked[index] ?? 0))
+    assert.ok(asked.length >= 5 && asked.length <= 12, String(asked.length))
+    assert.ok((pauses.at(-1) ?? 0) > 3 * (pauses[0] ?? 0))
+  })
+})
+
+describe('disks of a guest', () => {
+  const address = (serial: string) => ({ 'bus-type': 'scsi', bus: 0, target: 0, unit: 0, serial })
+
+  it('are found by serial, partitions through what they depend on', async () => {
+    const fake = channel(() => [
+      { name: '/dev/sdb', partition: false, dependencies: [], address: address('0QEMU_QEMU_HARDDISK_web-sda') },
+      { name: '/dev/sdb1', partition: true, dependencies: ['/dev/sdb'], address: address('web-sda') },
+      { name: '/dev/dm-0', partition: false, dependencies: ['/dev/sdb1'] },
+      { name: '/dev/sdx', partition: false, address: address('stick') },
+    ])
+    fake.xml = async () =>
+      "<domain><devices><disk type='file' device='disk'><target dev='sda' bus='scsi'/><serial>web-sda</serial></disk>" +
+      '</devices></domain>'
+    const disks = await new GuestAgent(fake, 'x').disks()
+    const told = disks.map(({ name, target, dependencies }) => [name, target, ...dependencies])
+    assert.deepEqual(told, [
+      ['/dev/sdb', 'sda'],
+      ['/dev/sdb1', undefined, '/dev/sdb'],
+      ['/dev/dm-0', undefined, '/dev/sdb1'],
+      ['/dev/sdx', undefined],
+    ])
+  })
+
+  it('and programs are asked for only when the agent allows it', async () => {
+    const commands = [
+      { name: 'guest-exec', enabled: false },
+      { name: 'guest-ping', enabled: true },
+    ]
+    const guest = new GuestAgent(
+      channel(() => ({ supported_commands: commands })),
+      'x',
+    )
+    assert.deepEqual(
+      [
+        await guest.allowed('guest-ping'),
+        await guest.allowed('guest-ping', 'guest-exec'),
+        await guest.allowed('other'),
+      ],
+      [true, false, false],
+    )
   })
 })
 

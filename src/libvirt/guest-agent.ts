@@ -9,7 +9,7 @@ import { describeError, Failure } from '../base/failure.ts'
 import { failure } from '../errors.ts'
 import type { GuestExecResult, GuestFileSystem, GuestIntegration, GuestOs } from '../vm/hypervisor.ts'
 import type { DomainCalls } from './domain-calls.ts'
-import { readDomain } from './domain-xml.ts'
+import { type DomainDescription, readDomain } from './domain-xml.ts'
 import { targetOf } from './guest-disks.ts'
 import * as replies from './guest-replies.ts'
 import { isFailure, libvirtCode } from './libvirt-errors.ts'
@@ -30,10 +30,27 @@ export interface GuestLimits {
 const usualLimits: GuestLimits = { freezeMs: 20_000, thawMs: 15_000, commandMs: 5_000, execMs: 60_000 }
 const mostReplyBytes = 4 * 1024 * 1024
 const mostOutputBytes = 1024 * 1024
+/** What is handed to a program or a file of the guest at once. */
+const mostInputBytes = 1024 * 1024
+const mostPauseMs = 500
 /** libvirt first asks the agent for a sign of life, for so long at most. */
 const signOfLifeMs = 5_000
 
 const seconds = (ms: number): number => Math.max(1, Math.ceil(ms / 1000))
+
+/** A file system, with what of it is on none of the VM's disks. */
+export interface PlacedFileSystem extends GuestFileSystem {
+  readonly elsewhere: readonly string[]
+}
+
+/** A disk or partition as the guest names it; `target` when it is one of the VM's disks. */
+export interface NamedDisk {
+  readonly name: string
+  readonly target: string | undefined
+  readonly serial: string | undefined
+  /** Names of what it is made of: a partition of its disk, a mapping of its devices. */
+  readonly dependencies: readonly string[]
+}
 
 export class GuestAgent implements GuestIntegration {
   readonly #domains: GuestChannel
@@ -47,6 +64,11 @@ export class GuestAgent implements GuestIntegration {
     this.#domains = domains
     this.#uuid = uuid
     this.#limits = { ...usualLimits, ...limits }
+  }
+
+  /** How people call the VM. */
+  get vm(): string {
+    return this.#domains.nameOf(this.#uuid)
   }
 
   async ping(): Promise<void> {
@@ -99,12 +121,40 @@ export class GuestAgent implements GuestIntegration {
   }
 
   async fileSystems(): Promise<readonly GuestFileSystem[]> {
+    const found = await this.placedFileSystems()
+    return found.map(({ mountPoint, type, targets }) => ({ mountPoint, type, targets }))
+  }
+
+  async placedFileSystems(): Promise<readonly PlacedFileSystem[]> {
     const found = await this.#command('guest-get-fsinfo', replies.fileSystemsReply)
-    const vm = readDomain(await this.#domains.xml(this.#uuid, 0))
+    const vm = await this.#description()
     return found.map(({ mountpoint, type, disk }) => {
-      const targets = new Set(disk.flatMap((seen) => targetOf(seen, vm) ?? []))
-      return { mountPoint: mountpoint, type, targets: [...targets].sort() }
+      const placed = disk.map((seen) => ({ seen, target: targetOf(seen, vm) }))
+      const targets = new Set(placed.flatMap(({ target }) => target ?? []))
+      const elsewhere = placed.flatMap(({ seen, target }) =>
+        target === undefined ? [seen.dev ?? 'an unknown disk'] : [],
+      )
+      return { mountPoint: mountpoint, type, targets: [...targets].sort(), elsewhere }
     })
+  }
+
+  /** Every disk and partition in the guest. */
+  async disks(): Promise<readonly NamedDisk[]> {
+    const found = await this.#command('guest-get-disks', replies.disksReply)
+    const vm = await this.#description()
+    return found.map(({ name, partition, address, dependencies }) => ({
+      name,
+      target: address === undefined || partition ? undefined : targetOf(address, vm),
+      serial: address?.serial,
+      dependencies,
+    }))
+  }
+
+  /** True when the agent would carry out every one of these commands. */
+  async allowed(...commands: readonly string[]): Promise<boolean> {
+    const info = await this.#command('guest-info', replies.infoReply)
+    const enabled = new Set(info.supported_commands.flatMap(({ name, enabled }) => (enabled ? [name] : [])))
+    return commands.every((command) => enabled.has(command))
   }
 
   async osInfo(): Promise<GuestOs> {
@@ -120,27 +170,89 @@ export class GuestAgent implements GuestIntegration {
   async exec(
     path: string,
     args: readonly string[],
-    { timeoutMs = this.#limits.execMs }: { timeoutMs?: number } = {},
+    { timeoutMs = this.#limits.execMs, input }: { timeoutMs?: number; input?: string } = {},
   ): Promise<GuestExecResult> {
-    const giveUpAt = performance.now() + timeoutMs
-    const program = { path, arg: args, 'capture-output': true }
-    const { pid } = await this.#command('guest-exec', replies.execReply, { args: program })
-    for (let pauseMs = 20; ; pauseMs = Math.min(pauseMs * 1.5, 500)) {
+    return await this.ended(await this.start(path, args, input), path, timeoutMs)
+  }
+
+  /** Starts a program, `input` being its standard input, and answers with its process id. */
+  async start(path: string, args: readonly string[], input?: string): Promise<number> {
+    const data = input === undefined ? {} : { 'input-data': this.#bounded('guest-exec', input).toString('base64') }
+    const program = { path, arg: args, 'capture-output': true, ...data }
+    return (await this.#command('guest-exec', replies.execReply, { args: program })).pid
+  }
+
+  /** Waits for a program that was started. The agent tells the end of a program once only. */
+  async ended(pid: number, path: string, timeoutMs: number): Promise<GuestExecResult> {
+    const result = await this.poll(timeoutMs, async () => {
       const status = await this.#command('guest-exec-status', replies.execStatusReply, { args: { pid } })
-      if (status.exited) {
-        return {
-          exitCode: status.exitcode ?? 128 + (status.signal ?? 0),
-          stdout: output(status['out-data']),
-          stderr: output(status['err-data']),
-        }
+      if (!status.exited) return undefined
+      return {
+        exitCode: status.exitcode ?? 128 + (status.signal ?? 0),
+        stdout: output(status['out-data']),
+        stderr: output(status['err-data']),
       }
-      if (performance.now() > giveUpAt) throw this.#silent(`${path} did not end within ${timeoutMs} ms`)
+    })
+    if (result === undefined) throw this.#silent(`${path} did not end within ${timeoutMs} ms`)
+    return result
+  }
+
+  /** Asks until there is an answer or no time is left: often at first, as applications may be waiting, then less often. */
+  async poll<Value>(timeoutMs: number, ask: () => Promise<Value | undefined>): Promise<Value | undefined> {
+    const giveUpAt = performance.now() + timeoutMs
+    for (let pauseMs = 5; ; pauseMs = Math.min(pauseMs * 1.5, mostPauseMs)) {
       await sleep(pauseMs)
+      const value = await ask()
+      if (value !== undefined || performance.now() > giveUpAt) return value
+    }
+  }
+
+  /** Writes to a file of the guest, opened as `mode` says (fopen); all of it, or it rejects. */
+  async writeFile(path: string, mode: 'w' | 'a' | 'r+', text: string): Promise<void> {
+    const data = this.#bounded('guest-file-write', text)
+    const handle = await this.#command('guest-file-open', replies.handleReply, { args: { path, mode } })
+    try {
+      const args = { handle, 'buf-b64': data.toString('base64') }
+      const { count } = await this.#command('guest-file-write', replies.writeReply, { args })
+      if (count !== data.length) throw this.#refused('guest-file-write', `it wrote ${count} of ${data.length} bytes`)
+    } finally {
+      // What was written reaches the file when it is closed.
+      await this.#command('guest-file-close', replies.anyReply, { args: { handle } })
+    }
+  }
+
+  /** A small file of the guest. */
+  async readFile(path: string): Promise<string> {
+    const handle = await this.#command('guest-file-open', replies.handleReply, { args: { path, mode: 'r' } })
+    try {
+      const parts: Buffer[] = []
+      for (let bytes = 0; bytes <= mostOutputBytes; ) {
+        const args = { handle, count: 65_536 }
+        const part = await this.#command('guest-file-read', replies.readReply, { args })
+        const data = Buffer.from(part['buf-b64'], 'base64')
+        parts.push(data)
+        bytes += data.length
+        if (part.eof) return Buffer.concat(parts).toString('utf8')
+        if (data.length === 0) break
+      }
+      throw this.#refused('guest-file-read', `${path} is too long or has no end`)
+    } finally {
+      await this.#command('guest-file-close', replies.anyReply, { args: { handle } })
     }
   }
 
   async syncClock(): Promise<void> {
     await this.#command('guest-set-time', replies.anyReply, { timeoutMs: 10_000 })
+  }
+
+  async #description(): Promise<DomainDescription> {
+    return readDomain(await this.#domains.xml(this.#uuid, 0))
+  }
+
+  #bounded(call: string, text: string): Buffer {
+    const data = Buffer.from(text)
+    if (data.length > mostInputBytes) throw this.#refused(call, `more than ${mostInputBytes} bytes at once`)
+    return data
   }
 
   /** Without a response timeout of its own, libvirt waits for this agent for ever, and so does whoever comes next. */
@@ -202,12 +314,11 @@ export class GuestAgent implements GuestIntegration {
   }
 
   #silent(reason: string, cause?: unknown) {
-    const vm = this.#domains.nameOf(this.#uuid)
-    return failure('GUEST_NOT_RESPONDING', { vm, reason }, cause)
+    return failure('GUEST_NOT_RESPONDING', { vm: this.vm, reason }, cause)
   }
 
   #refused(call: string, reason: string, cause?: unknown) {
-    return failure('GUEST_REFUSED', { vm: this.#domains.nameOf(this.#uuid), call, reason }, cause)
+    return failure('GUEST_REFUSED', { vm: this.vm, call, reason }, cause)
   }
 }
 

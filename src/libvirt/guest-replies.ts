@@ -34,6 +34,7 @@ const guestDisk = z.object({
   unit: z.number().int(),
   'pci-controller': pciAddress.optional(),
   serial: shortText.optional(),
+  dev: shortText.optional(),
 })
 
 /** A disk as the guest sees it. */
@@ -42,6 +43,25 @@ export type GuestDisk = z.infer<typeof guestDisk>
 export const fileSystemsReply = z
   .array(z.object({ mountpoint: shortText, type: shortText, disk: z.array(guestDisk).max(1024) }))
   .max(4096)
+
+export const disksReply = z
+  .array(
+    z.object({
+      name: shortText,
+      partition: z.boolean(),
+      dependencies: z.array(shortText).max(1024).default([]),
+      address: guestDisk.optional(),
+    }),
+  )
+  .max(4096)
+
+export const infoReply = z.object({
+  supported_commands: z.array(z.object({ name: shortText, enabled: z.boolean() })).max(1024),
+})
+
+export const handleReply = z.number().int()
+export const writeReply = z.object({ count: z.number().int(), eof: z.boolean().optional() })
+export const readReply = z.object({ count: z.number().int(), 'buf-b64': z.string(), eof: z.boolean() })
 
 export const execReply = z.object({ pid: z.number().int() })
 

@@ -4,16 +4,27 @@
  */
 import { inSlot, openSlots, type Slots } from '../base/slots.ts'
 import { failure } from '../errors.ts'
-import type { Hypervisor, HypervisorFacts, OverlayInPlace, OverlayPlan, PowerState, VmFacts } from '../vm/hypervisor.ts'
+import type { GuestRequestor } from '../vm/guest-requestor.ts'
+import type {
+  AttachedCopy,
+  Hypervisor,
+  HypervisorFacts,
+  OverlayInPlace,
+  OverlayPlan,
+  PowerState,
+  VmFacts,
+} from '../vm/hypervisor.ts'
 import { connectLibvirt, type LibvirtConnection } from './connection.ts'
 import { DomainCalls } from './domain-calls.ts'
 import { GuestAgent, type GuestLimits } from './guest-agent.ts'
+import { attachCopy, detachCopy } from './hot-add.ts'
 import { isFailure, libvirtCode } from './libvirt-errors.ts'
 import { mergeOverlay } from './merge-overlay.ts'
 import { ensureIsolatedNetwork, networks } from './networks.ts'
 import { discardOverlays, type PreparedOverlays, prepareOverlays, putOverlaysOn } from './overlays.ts'
 import * as power from './power.ts'
 import { libvirtCodes, procedures, undefineFlags } from './protocol.ts'
+import { UmbraGuest } from './umbra-guest.ts'
 import { vmFacts } from './vm-facts.ts'
 
 /** Disposal disconnects. */
@@ -28,6 +39,7 @@ export class LibvirtHypervisor implements Hypervisor {
   readonly connection: LibvirtConnection
   readonly #domains: DomainCalls
   readonly #guests = new Map<string, GuestAgent>()
+  readonly #requestors = new Map<string, UmbraGuest>()
   readonly #prepared = new Map<string, PreparedOverlays>()
   readonly #merging = new Map<string, Slots>()
 
@@ -88,6 +100,12 @@ export class LibvirtHypervisor implements Hypervisor {
     const guest = this.#guests.get(uuid) ?? new GuestAgent(this.#domains, uuid, this.#guestLimits)
     this.#guests.set(uuid, guest)
     return guest
+  }
+
+  requestor(uuid: string): GuestRequestor {
+    const requestor = this.#requestors.get(uuid) ?? new UmbraGuest(this.guest(uuid))
+    this.#requestors.set(uuid, requestor)
+    return requestor
   }
 
   save(uuid: string, file: string): Promise<void> {
@@ -151,6 +169,14 @@ export class LibvirtHypervisor implements Hypervisor {
     const merging = this.#merging.get(uuid) ?? openSlots(1)
     this.#merging.set(uuid, merging)
     return inSlot(merging, () => mergeOverlay(this.#domains, uuid, overlay))
+  }
+
+  attachCopy(uuid: string, copy: AttachedCopy): Promise<void> {
+    return attachCopy(this.#domains, uuid, copy)
+  }
+
+  detachCopy(uuid: string, serial: string): Promise<void> {
+    return detachCopy(this.#domains, uuid, serial)
   }
 
   define(configuration: string): Promise<string> {

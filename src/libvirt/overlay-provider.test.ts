@@ -14,6 +14,7 @@ import { leftovers } from '../../test/sim/leftovers.ts'
 import type { ManualClock } from '../../test/sim/manual-clock.ts'
 import { type SimVmSpec, simulatedWorld } from '../../test/sim/sim-world.ts'
 import { Cleanup, memoryUndoLog } from '../base/cleanup.ts'
+import { defaultPolicy } from '../vm/method.ts'
 import { vmUndoHandlers } from '../vm/undo.ts'
 import { VmWriter } from '../vm/vm-writer.ts'
 import type { Provider, ProviderSession, Volume } from '../vss/provider.ts'
@@ -57,7 +58,7 @@ async function sandbox(fault?: FaultAt, options: Partial<OverlayProviderOptions>
     clock,
     ...options,
   })
-  const policy = { method: 'checkpoint', require: 'crash', instant: 'set' } as const
+  const policy = { ...defaultPolicy, method: 'checkpoint', instant: 'set' } as const
   const { components } = await new VmWriter({ hypervisor: world.hypervisor, policy, workDirectory: '/' }).onIdentify()
   const volumes = components.flatMap((component) => component.volumes)
   const undoHandlers = vmUndoHandlers(world.hypervisor, clock)

@@ -58,6 +58,8 @@ export const procedures = {
   domainSnapshotCreateXml: changes(185, 'virDomainSnapshotCreateXML'),
   domainBlockCommit: changes(290, 'virDomainBlockCommit'),
   domainBlockJobAbort: changes(237, 'virDomainBlockJobAbort'),
+  domainAttachDeviceFlags: changes(160, 'virDomainAttachDeviceFlags'),
+  domainDetachDeviceFlags: changes(161, 'virDomainDetachDeviceFlags'),
   domainDefineXmlFlags: reads(350, 'virDomainDefineXMLFlags'),
   domainUndefineFlags: changes(231, 'virDomainUndefineFlags'),
   domainAgentSetResponseTimeout: reads(420, 'virDomainAgentSetResponseTimeout'),
@@ -111,6 +113,8 @@ export const shutOffByGuest = 1
 /** virDomainPausedReason VIR_DOMAIN_PAUSED_IOERROR: a disk of the VM met an error, mostly a full file system. */
 export const pausedByIoError = 5
 
+/** virDomainModificationImpact VIR_DOMAIN_AFFECT_LIVE. */
+export const affectLive = 1
 export const xmlFlags = { secure: 1, inactive: 2 } as const
 export const saveFlags = { running: 2, paused: 4 } as const
 export const snapshotFlags = { noMetadata: 4, diskOnly: 16, reuseExisting: 32, atomic: 128 } as const

@@ -10,6 +10,7 @@ import { backingChain, imageInfo } from './disk-image.ts'
 import type { DomainCalls, DomainState } from './domain-calls.ts'
 import type { DomainDisk } from './domain-disks.ts'
 import { type DomainDescription, readDomain } from './domain-xml.ts'
+import { attachedCopies, virtioScsiControllers } from './hot-add.ts'
 import { isFailure } from './libvirt-errors.ts'
 import { powerOf } from './power.ts'
 import { domainStates, shutOffByGuest, xmlFlags } from './protocol.ts'
@@ -42,6 +43,7 @@ export async function vmFacts(domains: DomainCalls, uuid: string): Promise<VmFac
     disks: disks.filter((disk) => disk !== undefined),
     hostFiles: hostFiles(readDomain(configuration), uuid),
     nics: described.nics,
+    hotAddsScsi: virtioScsiControllers(now).length > 0,
     ...(busy === undefined ? {} : { busy }),
     hasHypervisorSnapshots: snapshots > 0,
     configuration,
@@ -62,6 +64,8 @@ function hostFiles({ nvram, hasEmulatedTpm }: DomainDescription, uuid: string): 
 
 /** The job that holds the VM, in words. */
 async function occupation(domains: DomainCalls, uuid: string, vm: DomainDescription): Promise<string | undefined> {
+  const [copy] = attachedCopies(vm.disks)
+  if (copy !== undefined) return `auto-recovery: the copy ${copy} is attached to it`
   const mirrored = vm.disks.find((disk) => disk.mirror !== undefined)
   if (mirrored?.mirror !== undefined) return `a block job (${mirrored.mirror.job}) on ${mirrored.target}`
   try {

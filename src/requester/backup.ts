@@ -143,6 +143,10 @@ export function select(
 ): ComponentMetadata[] {
   const available = metadata.flatMap(({ components }) => components)
   const named = (name: string) => available.find((one) => one.label === name || one.name === name.toLowerCase())
+  const twofold = [...names, ...except].filter((name) => available.filter(({ label }) => label === name).length > 1)
+  if (twofold.length > 0) {
+    throw failure('USAGE', { reason: `${twofold.join(', ')}: a VM and files have this name: rename the files` })
+  }
   const unknown = [...names, ...except].filter((name) => named(name) === undefined)
   if (unknown.length > 0) {
     throw failure('VM_NOT_FOUND', {

@@ -6,6 +6,7 @@
 import { chmod, chown, open, rename, stat, statfs } from 'node:fs/promises'
 import { dirname } from 'node:path'
 import type { Clock } from '../base/clock.ts'
+import { invariant } from '../base/failure.ts'
 import { makeDirectory } from '../base/make-directory.ts'
 import type { BlockSink, BlockSource } from '../disk/block-device.ts'
 import { createHostFile } from '../disk/host-file.ts'
@@ -29,14 +30,21 @@ import { writeOut } from './transfer.ts'
 
 export interface RestoreEnvironment {
   readonly repository: Repository
-  readonly writer: Writer
+  readonly writers: readonly Writer[]
   readonly planner: RestorePlanner
   /** Creates an image of that format and opens it for writing. */
   readonly createImage: (path: string, format: string, sizeBytes: number) => Promise<BlockSink>
+  /** Makes a directory of the files that a stream holds; without it no plan has one. */
+  readonly extractTree?: (source: BlockSource, path: string, options: ExtractTreeOptions) => Promise<void>
   readonly clock: Clock
   readonly session: SessionOptions
   readonly onEvent?: (event: SessionEvent) => void
   readonly onProgress?: (progress: Progress) => void
+}
+
+export interface ExtractTreeOptions {
+  readonly signal: AbortSignal
+  readonly onProgress: (bytes: number) => void
 }
 
 export interface RestoreResult {
@@ -126,7 +134,7 @@ async function restoreInSession(
 ): Promise<void> {
   const { undo, events, signal } = session
   for (const { component, caption } of plans) await session.lockComponent(component, caption)
-  const service = { writers: [environment.writer], undo, emit: events.emit }
+  const service = { writers: environment.writers, undo, emit: events.emit }
   await using components = RestoreComponents.initializeForRestore(service, stored)
   for (const { component } of plans) components.setSelectedForRestore(component)
 
@@ -142,26 +150,43 @@ async function restoreInSession(
 async function stageAll(
   point: RecoveryPoint,
   plans: readonly ComponentRestorePlan[],
-  { repository, clock, createImage, onProgress }: RestoreEnvironment,
+  environment: RestoreEnvironment,
   { undo, signal, events }: RequesterSession,
 ): Promise<void> {
-  const meter = new ProgressMeter(clock, onProgress)
-  const { chunkSizeBytes } = repository
+  const meter = new ProgressMeter(environment.clock, environment.onProgress)
   for (const { targets } of plans) for (const { path } of targets) await makeDirectory(dirname(path))
   await requireSpace(point, plans)
   for (const { component, caption, targets } of plans) {
     for (const target of targets) {
-      await undo.defer({ undo: 'remove-file', path: target.staged })
+      const { staged, format } = target
+      await undo.defer(
+        format === 'tree' ? { undo: 'remove-trees', paths: [staged] } : { undo: 'remove-file', path: staged },
+      )
       await using source = await openStored(point, component, target)
       meter.begin(`${caption} ${target.path}`, source.sizeBytes)
-      await using sink = await (target.format === 'file'
-        ? createHostFile(target.staged, source.sizeBytes)
-        : createImage(target.staged, target.format, source.sizeBytes))
-      await writeOut(source, sink, { chunkSizeBytes, signal, onProgress: (bytes) => meter.advance(bytes) })
-      await giveTo(target)
+      await stage(target, source, environment, { signal, onProgress: (bytes) => meter.advance(bytes) })
       events.emit({ event: 'Restore', vm: caption, detail: `${target.path} written and verified` })
     }
   }
+}
+
+/** Writes one target to where it is staged, with its owner and mode. */
+async function stage(
+  target: RestoreTarget,
+  source: BlockSource,
+  { repository, createImage, extractTree }: RestoreEnvironment,
+  options: ExtractTreeOptions,
+): Promise<void> {
+  const { staged, format } = target
+  if (format === 'tree') {
+    invariant(extractTree !== undefined, 'a plan has a directory only where one can be made')
+    return extractTree(source, staged, options)
+  }
+  await using sink = await (format === 'file'
+    ? createHostFile(staged, source.sizeBytes)
+    : createImage(staged, format, source.sizeBytes))
+  await writeOut(source, sink, { chunkSizeBytes: repository.chunkSizeBytes, ...options })
+  await giveTo(target)
 }
 
 /** Nothing is begun that the target's file system can not hold: what holds data in the recovery point needs room. */

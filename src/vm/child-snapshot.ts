@@ -53,8 +53,11 @@ export function childSnapshot(context: MethodContext): MethodRun {
       if (recovery.way === 'in-guest') await releasing // its LVM refuses changes while the copies are attached
       const beganMs = clock.monotonicMs()
       try {
-        const targets = recovery.disks.map(({ target }) => target)
-        const concerned = copies.filter(({ target }) => targets.includes(target))
+        const concerned = recovery.disks.map(({ target }) => {
+          const copy = copies.find((one) => one.target === target)
+          invariant(copy !== undefined, `the copy of ${target} can be recovered`)
+          return copy
+        })
         await autoRecovery[recovery.way]({ vm: facts, set, copies: concerned, undo, signal: context.signal, tell })
       } finally {
         await releasing

@@ -35,7 +35,7 @@ export interface GuestDescription {
   readonly strayDevices: readonly string[]
 }
 
-export interface SnapshotArea {
+export interface ShadowStorage {
   readonly where: string
   readonly usedBytes: number
   readonly totalBytes: number
@@ -60,7 +60,7 @@ export interface GuestRequestor {
   /** GUEST_SET_LOST when the guest had thawed by itself. Harmless when nothing is frozen. */
   thawWriters(set: string): Promise<void>
   /** GUEST_SET_LOST when a snapshot can not be relied upon any more. */
-  status(set: string): Promise<readonly SnapshotArea[]>
+  status(set: string): Promise<readonly ShadowStorage[]>
   /** Takes everything of the set away. Idempotent, also after the guest was restarted. */
   release(set: string): Promise<void>
   /** Reverts copies of this VM's disks that are attached with these serials; synced and closed when it resolves. */

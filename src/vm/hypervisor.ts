@@ -252,8 +252,12 @@ export interface GuestIntegration {
   freezeStatus(): Promise<'frozen' | 'thawed'>
   fileSystems(): Promise<readonly GuestFileSystem[]>
   osInfo(): Promise<GuestOs>
-  /** Runs a program in the guest; output is cut at 1 MiB. Refused by a frozen guest. */
-  exec(path: string, args: readonly string[], options?: { timeoutMs?: number }): Promise<GuestExecResult>
+  /** Runs a program in the guest, `input` being its standard input; output is cut at 1 MiB. Refused by a frozen guest. */
+  exec(
+    path: string,
+    args: readonly string[],
+    options?: { timeoutMs?: number; input?: string },
+  ): Promise<GuestExecResult>
   /** Sets the guest's clock from its hardware clock, after it stood still. */
   syncClock(): Promise<void>
 }

@@ -10,11 +10,13 @@ import {
   atLeast,
   type BackupPolicy,
   consistencies,
+  defaultPolicy,
   type GuestFacts,
   type MethodPlan,
   methodRequests,
   planMethod,
 } from './method.ts'
+import { profiles } from './profile.ts'
 
 const linux: GuestFacts = {
   answering: true,
@@ -25,7 +27,7 @@ const windows: GuestFacts = { ...linux, os: { id: 'mswindows', name: 'Windows Se
 const silent: GuestFacts = { answering: false, why: 'no answer within 5000 ms' }
 
 function plan(vm: Partial<VmFacts>, guest: GuestFacts, policy: Partial<BackupPolicy> = {}): MethodPlan {
-  return planMethod(sampleVm(vm), guest, { method: 'auto', require: 'crash', instant: 'vm', ...policy })
+  return planMethod(sampleVm(vm), guest, { ...defaultPolicy, ...policy })
 }
 
 const unmet = ({ conditions }: MethodPlan) => conditions.filter(({ met }) => !met).map(({ detail }) => detail)
@@ -103,10 +105,11 @@ describe('obstacles of any method', () => {
   })
 
   test('an unmet condition is also in the list of conditions, which names every one, met or not', () => {
-    const met = plan({}, linux)
+    const freezing = { method: 'guest-freeze' } as const
+    const met = plan({}, linux, freezing)
     assert.equal(met.conditions.length, 7)
     assert.deepEqual(unmet(met), [])
-    assert.deepEqual(unmet(plan({ busy: 'backup' }, linux)), ['occupied by backup'])
+    assert.deepEqual(unmet(plan({ busy: 'backup' }, linux, freezing)), ['occupied by backup'])
   })
 })
 
@@ -149,6 +152,7 @@ describe('what is required (W10)', () => {
       method: fc.constantFrom(...methodRequests),
       require: fc.constantFrom(...consistencies),
       instant: fc.constantFrom('vm', 'set' as const),
+      profile: fc.constantFrom(...profiles),
     })
     fc.assert(
       fc.property(facts, policies, fc.constantFrom(linux, windows, silent), (vm, policy, guest) => {

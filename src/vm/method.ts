@@ -3,13 +3,20 @@
  * `umbra vms` can show it before anyone backs up. Source: "Backing Up and Restoring Virtual Machines", the list of
  * conditions; docs/methods.md has the table.
  */
+import type { RecoveryWay } from './auto-recovery.ts'
+import { descriptionOf, listText, requestorConditions } from './child-snapshot-conditions.ts'
 import { describeExclusion } from './exclusion.ts'
+import type { GuestDescription } from './guest-requestor.ts'
 import type { GuestFileSystem, GuestOs, VirtualDisk, VmFacts } from './hypervisor.ts'
+import { copyConditions, guestConditions, savingConditions } from './method-conditions.ts'
+import { type Profile, savesByDefault } from './profile.ts'
+import { chooseRecovery } from './recovery-choice.ts'
 
 /** What a user may ask for. A VM that is not running has nothing to choose: its method is `offline`. */
-export const methodRequests = ['auto', 'guest-freeze', 'checkpoint', 'saved-state'] as const
+export const methodRequests = ['auto', 'child-snapshot', 'guest-freeze', 'checkpoint', 'saved-state'] as const
 export type MethodRequest = (typeof methodRequests)[number]
-export type Method = Exclude<MethodRequest, 'auto'> | 'offline'
+export const methods = ['child-snapshot', 'guest-freeze', 'checkpoint', 'saved-state', 'offline'] as const
+export type Method = (typeof methods)[number]
 
 /** Weakest first. */
 export const consistencies = ['crash', 'filesystem', 'application'] as const
@@ -21,13 +28,21 @@ export function atLeast(achieved: Consistency, required: Consistency): boolean {
 
 /** What the guest agent told, or why it did not. */
 export type GuestFacts =
-  | { readonly answering: true; readonly os?: GuestOs; readonly fileSystems: readonly GuestFileSystem[] }
+  | {
+      readonly answering: true
+      readonly os?: GuestOs
+      readonly fileSystems: readonly GuestFileSystem[]
+      /** What it told of its own snapshots; missing when no method in question would use them. */
+      readonly requestor?: GuestDescription | { readonly unavailable: string }
+    }
   | { readonly answering: false; readonly why: string }
 
 export interface Condition {
   readonly name: string
   readonly met: boolean
   readonly detail: string
+  /** The methods, or ways of auto-recovery, that can not do without it. */
+  readonly neededFor: readonly (Method | RecoveryWay)[]
 }
 
 export interface Exclusion {
@@ -40,6 +55,28 @@ export interface BackupPolicy {
   readonly require: Consistency
   /** `vm`: each VM is frozen only for its own commit. `set`: one instant for all. */
   readonly instant: 'vm' | 'set'
+  readonly profile: Profile
+  /** False when the context of the shadow copies forbids auto-recovery (VSS_VOLSNAP_ATTR_NO_AUTORECOVERY). */
+  readonly autoRecovery: boolean
+  /** How the copies of a child-snapshot are rolled back; `auto` leaves it to the profile. */
+  readonly recovery: 'auto' | RecoveryWay
+}
+
+export const defaultPolicy: BackupPolicy = {
+  method: 'auto',
+  require: 'crash',
+  instant: 'vm',
+  profile: 'modern',
+  autoRecovery: true,
+  recovery: 'auto',
+}
+
+/** How the copies are rolled back to the guest's own snapshot. */
+export interface RecoveryPlan {
+  readonly way: RecoveryWay
+  readonly because: string
+  /** The disks that a snapshot of the guest lies on. */
+  readonly disks: readonly { readonly target: string; readonly because: string }[]
 }
 
 export interface MethodPlan {
@@ -47,12 +84,14 @@ export interface MethodPlan {
   /** What the method can reach; what it did reach stands in the result. */
   readonly consistency: Consistency
   readonly because: string
-  /** The conditions of guest-freeze and of any copy at all; all of them, met or not. */
+  /** Those of any copy at all, and of every method in question; all of them, met or not. */
   readonly conditions: readonly Condition[]
   readonly disks: readonly VirtualDisk[]
   readonly excluded: readonly Exclusion[]
   /** Why this VM can not be backed up as asked. Empty when it can. */
   readonly obstacles: readonly string[]
+  /** Present exactly when the method is child-snapshot. */
+  readonly recovery?: RecoveryPlan
 }
 
 export function planMethod(vm: VmFacts, guest: GuestFacts, policy: BackupPolicy): MethodPlan {
@@ -61,26 +100,49 @@ export function planMethod(vm: VmFacts, guest: GuestFacts, policy: BackupPolicy)
     return reason === undefined ? [] : [{ target: disk.target, reason }]
   })
   const disks = vm.disks.filter((disk) => describeExclusion(disk) === undefined)
-  const copy = copyConditions(vm, disks)
-  const freeze = freezeConditions(vm, guest)
-  const choice = choose(vm, guest, policy.method, freeze)
-  const obstacles = [...copy.filter(({ met }) => !met).map(({ detail }) => detail), ...choice.obstacles]
+  const inQuestion = mayUseRequestor(policy) && vm.power !== 'off'
+  const recovery = inQuestion ? chooseRecovery(vm, guest, policy, disks) : undefined
+  const ofAnyCopy = copyConditions(vm, disks)
+  const ofMethods = [
+    ...guestConditions(vm, guest),
+    ...(recovery === undefined ? [] : requestorConditions(vm, guest, policy, disks)),
+    ...(recovery?.conditions ?? []),
+    ...(maySave(policy) ? savingConditions(vm) : []),
+  ]
+  const choice = choose(vm, guest, policy, (method) => [
+    ...unmetIn(ofMethods.filter(({ neededFor }) => neededFor.includes(method))),
+    ...(method === 'child-snapshot' ? (recovery?.obstacles ?? []) : []),
+  ])
+  const obstacles = [...unmetIn(ofAnyCopy), ...choice.obstacles]
   if (!atLeast(choice.consistency, policy.require)) {
     obstacles.push(
       `${choice.method} reaches ${choice.consistency} consistency where ${policy.require} is required: ${choice.because}`,
     )
   }
-  return { ...choice, obstacles, conditions: [...copy, ...freeze], disks, excluded }
+  const recovered = choice.method === 'child-snapshot' && recovery !== undefined ? { recovery: recovery.plan } : {}
+  return { ...choice, obstacles, conditions: [...ofAnyCopy, ...ofMethods], disks, excluded, ...recovered }
 }
+
+/** Whether the guest is worth asking for snapshots of its own. */
+export const mayUseRequestor = ({ method }: BackupPolicy): boolean => method === 'auto' || method === 'child-snapshot'
+
+const maySave = ({ method, profile }: BackupPolicy): boolean =>
+  method === 'saved-state' || (method === 'auto' && savesByDefault(profile))
+
+const unmetIn = (conditions: readonly Condition[]): string[] =>
+  conditions.filter(({ met }) => !met).map(({ detail }) => detail)
 
 interface Choice {
-  method: Method
-  consistency: Consistency
-  because: string
-  obstacles: string[]
+  readonly method: Method
+  readonly consistency: Consistency
+  readonly because: string
+  readonly obstacles: readonly string[]
 }
 
-function choose(vm: VmFacts, guest: GuestFacts, wanted: MethodRequest, freeze: readonly Condition[]): Choice {
+/** What keeps a method from being taken, in words; empty when nothing does. */
+type Unmet = (method: Method) => readonly string[]
+
+function choose(vm: VmFacts, guest: GuestFacts, policy: BackupPolicy, unmet: Unmet): Choice {
   if (vm.power === 'off') {
     return vm.shutDownCleanly === true
       ? { method: 'offline', consistency: 'application', because: 'it is off, and had shut itself down', obstacles: [] }
@@ -91,83 +153,55 @@ function choose(vm: VmFacts, guest: GuestFacts, wanted: MethodRequest, freeze: r
           obstacles: [],
         }
   }
-  const unmet = freeze.filter(({ met }) => !met).map(({ detail }) => detail)
-  switch (wanted) {
-    case 'guest-freeze':
-      return { ...freezing(guest), because: 'asked for', obstacles: unmet }
-    case 'checkpoint':
-      return { method: 'checkpoint', consistency: 'crash', because: 'asked for', obstacles: [] }
-    case 'saved-state': {
-      const because = 'memory and disks are of one instant; the VM stands still for it'
-      return { method: 'saved-state', consistency: 'application', because, obstacles: savingObstacles(vm) }
-    }
-    case 'auto':
-      return unmet.length === 0
-        ? { ...freezing(guest), because: 'the guest agent answers', obstacles: [] }
-        : { method: 'checkpoint', consistency: 'crash', because: unmet[0] ?? '', obstacles: [] }
+  const { method } = policy
+  if (method === 'auto') return chooseByProfile(guest, policy.profile, unmet)
+  const because = method === 'saved-state' ? savedBecause : 'asked for'
+  return { method, consistency: reaches(method, guest), because, obstacles: unmet(method) }
+}
+
+/** Each profile's order; the reason tells why the better one was not taken. */
+function chooseByProfile(guest: GuestFacts, profile: Profile, unmet: Unmet): Choice {
+  const take = (method: Method, because: string): Choice => {
+    return { method, consistency: reaches(method, guest), because, obstacles: unmet(method) }
   }
+  const [noChildSnapshot] = unmet('child-snapshot')
+  const [noFreeze] = unmet('guest-freeze')
+  const writers = descriptionOf(guest)?.writers ?? []
+  if (savesByDefault(profile)) {
+    return noChildSnapshot === undefined
+      ? take('child-snapshot', takesPart(writers))
+      : take('saved-state', `no child-snapshot: ${noChildSnapshot}`)
+  }
+  if (noChildSnapshot === undefined && (profile === '2012r2' || writers.length > 0)) {
+    return take('child-snapshot', takesPart(writers))
+  }
+  if (noFreeze !== undefined) return take('checkpoint', noFreeze)
+  return take(
+    'guest-freeze',
+    noChildSnapshot === undefined
+      ? 'the guest agent answers, and the guest has no writers of its own that a snapshot inside it would serve'
+      : `the guest agent answers; no child-snapshot: ${noChildSnapshot}`,
+  )
 }
 
-/** QEMU can not save a VM that has a VHD disk: "the vpc format does not support live migration". */
-function savingObstacles({ persistent, disks }: VmFacts): string[] {
-  const vhd = disks.filter(({ image }) => image?.format === 'vpc').map(({ target }) => target)
-  return [
-    ...(persistent ? [] : ['a VM without a stored configuration can not be saved and brought back safely']),
-    ...(vhd.length === 0 ? [] : [`QEMU can not save a VM with VHD disks (${vhd.join(', ')}): use checkpoint`]),
-  ]
-}
+const savedBecause = 'memory and disks are of one instant; the VM stands still for it'
 
-/** Windows agents run the guest's VSS writers; elsewhere only the file systems are known to be at rest. */
-function freezing(guest: GuestFacts): Pick<Choice, 'method' | 'consistency'> {
-  const windows = guest.answering && guest.os?.id === 'mswindows'
-  return { method: 'guest-freeze', consistency: windows ? 'application' : 'filesystem' }
-}
+const takesPart = (writers: readonly string[]): string =>
+  writers.length === 0
+    ? 'the guest can take a snapshot of itself'
+    : `the guest can take a snapshot of itself, and its writers take part: ${listText(writers)}`
 
-function copyConditions(vm: VmFacts, disks: readonly VirtualDisk[]): Condition[] {
-  const unopenable = disks.filter((disk) => disk.image === undefined)
-  return [
-    {
-      name: 'nothing else occupies the VM',
-      met: vm.busy === undefined,
-      detail: vm.busy === undefined ? 'no job is running' : `occupied by ${vm.busy}`,
-    },
-    {
-      name: 'not held in a saved state by the hypervisor',
-      met: vm.power !== 'saved',
-      detail:
-        vm.power === 'saved'
-          ? 'it is in the saved state of the hypervisor: start it, or discard that state'
-          : 'it is not saved',
-    },
-    {
-      name: 'every disk can be read',
-      met: unopenable.length === 0,
-      detail:
-        unopenable.length === 0
-          ? `${disks.length} disk${disks.length === 1 ? '' : 's'}`
-          : `${unopenable.map(({ target, location }) => `${target} (${location})`).join(', ')} is of a kind that can not be read`,
-    },
-  ]
-}
-
-function freezeConditions(vm: VmFacts, guest: GuestFacts): Condition[] {
-  const running = vm.power === 'running'
-  return [
-    { name: 'VM is running', met: running, detail: running ? 'running' : `it is ${vm.power}` },
-    {
-      name: 'guest agent installed and running',
-      met: vm.agent === 'connected',
-      detail: {
-        connected: 'connected',
-        disconnected: 'the VM has an agent channel, but no agent is connected to it',
-        none: 'the VM has no guest agent channel',
-      }[vm.agent],
-    },
-    { name: 'guest agent answers', met: guest.answering, detail: guest.answering ? 'answers' : guest.why },
-    {
-      name: 'guest operating system supported',
-      met: guest.answering,
-      detail: guest.answering ? (guest.os?.name ?? 'not told by the agent') : 'not known: the agent does not answer',
-    },
-  ]
+/** Writers of the guest's own (Windows agents run VSS's) bring applications to rest; else only file systems are. */
+function reaches(method: Method, guest: GuestFacts): Consistency {
+  switch (method) {
+    case 'child-snapshot':
+      return (descriptionOf(guest)?.writers ?? []).length > 0 ? 'application' : 'filesystem'
+    case 'guest-freeze':
+      return guest.answering && guest.os?.id === 'mswindows' ? 'application' : 'filesystem'
+    case 'saved-state':
+      return 'application'
+    case 'checkpoint':
+    case 'offline':
+      return 'crash'
+  }
 }

@@ -14,7 +14,7 @@ import { simulatedWorld, uuidOf } from '../../test/sim/sim-world.ts'
 import { Cleanup, type UndoLog, type UndoRecord } from '../base/cleanup.ts'
 import { defaultLimits } from '../vss/vocabulary.ts'
 import type { Hypervisor, PowerState } from './hypervisor.ts'
-import { planMethod } from './method.ts'
+import { defaultPolicy, planMethod } from './method.ts'
 import { savedState } from './saved-state.ts'
 import { vmUndoHandlers } from './undo.ts'
 
@@ -43,7 +43,7 @@ async function sandbox(power: PowerState = 'running') {
   const handlers = vmUndoHandlers(hypervisor, clock)
   const undo = new Cleanup(log, handlers, { clock })
   const facts = await hypervisor.vm(vm)
-  const policy = { method: 'saved-state', require: 'crash', instant: 'vm' } as const
+  const policy = { ...defaultPolicy, method: 'saved-state' } as const
   const plan = planMethod(facts, { answering: false, why: '' }, policy)
   const told: string[] = []
   const about = { facts, plan, workDirectory, snapshotSetId: 'abcdef012345' }

@@ -16,7 +16,7 @@ import { Cleanup, memoryUndoLog } from '../base/cleanup.ts'
 import { refOf } from '../vss/components.ts'
 import { WritableCopies } from '../vss/windows.ts'
 import type { WriterSession } from '../vss/writer.ts'
-import type { BackupPolicy } from './method.ts'
+import { type BackupPolicy, defaultPolicy } from './method.ts'
 import { vmUndoHandlers } from './undo.ts'
 import { VmWriter } from './vm-writer.ts'
 
@@ -31,7 +31,7 @@ async function sandbox(vms: Record<string, SimVmSpec>, policy: Partial<BackupPol
   const hypervisor = faulty(world.hypervisor, plan, 'hypervisor')
   const writer = new VmWriter({
     hypervisor,
-    policy: { method: 'auto', require: 'crash', instant: 'vm', ...policy },
+    policy: { ...defaultPolicy, autoRecovery: false, ...policy }, // without it there is no child-snapshot
     workDirectory,
     clock: world.clock,
   })
@@ -135,7 +135,15 @@ describe('the VM writer', () => {
     assert.ok(live !== undefined)
     live.configuration = live.configuration.replace(/<disk (?:(?!<disk )[\s\S])*?dev='sdb'[\s\S]*?<\/disk>/, '')
     const [veto] = await writer.onPrepareBackup(session)
-    assert.match(veto?.reason ?? '', /its disks have just changed/)
+    assert.match(veto?.reason ?? '', /have just changed/)
+  })
+
+  test('vetoes a VM whose copies would have to be rolled back and can not, because its guest has writers only now', async () => {
+    await using made = await sandbox({ shop: { requestor: { writers: [] } } }, { autoRecovery: true })
+    const { writer, session, world } = made
+    world.requestor('shop').behaviour.writers = ['database']
+    const [veto] = await writer.onPrepareBackup(session)
+    assert.match(veto?.reason ?? '', /how it can be backed up, have just changed/)
   })
 
   test('backs up a VM that is off, paused or without an agent without disturbing it (W9)', async () => {

@@ -29,13 +29,15 @@ import type {
   Writer,
   WriterSession,
 } from '../vss/writer.ts'
+import { askGuest } from './ask-guest.ts'
 import type { WritableCopy } from './auto-recovery.ts'
 import { childSnapshot } from './child-snapshot.ts'
 import { guestFreeze } from './guest-freeze.ts'
 import { ownerOf, readHostFiles, type StoredHostFile } from './host-files.ts'
 import type { DiskImage, Hypervisor, VmFacts } from './hypervisor.ts'
-import { atLeast, type BackupPolicy, type GuestFacts, type MethodPlan, planMethod } from './method.ts'
+import { atLeast, type BackupPolicy, type MethodPlan, planMethod } from './method.ts'
 import { type MethodRun, undisturbed } from './method-run.ts'
+import { captionOf } from './profile.ts'
 import type { OpenAutoRecovery } from './recovery-ways.ts'
 import type { VmRestore } from './restore.ts'
 import { savedState } from './saved-state.ts'
@@ -71,7 +73,7 @@ export class VmWriter implements Writer {
   readonly name = 'Umbra VM Writer'
   readonly #options: VmWriterOptions
   #vms = new Map<string, VmInSet>()
-  /** The disks of each VM at the last Identify, which the set's volumes were taken from. */
+  /** What each VM's copies were planned for at the last Identify, which the set's volumes were taken from. */
   readonly #identified = new Map<string, string>()
 
   constructor(options: VmWriterOptions) {
@@ -88,12 +90,20 @@ export class VmWriter implements Writer {
   async onPrepareBackup(session: WriterSession): Promise<readonly Veto[]> {
     return this.#forEach(session, async (ref) => {
       const facts = await this.#options.hypervisor.vm(ref.name)
-      const plan = planMethod(facts, await askGuest(this.#options.hypervisor, facts), this.#options.policy)
+      const plan = planMethod(
+        facts,
+        await askGuest(this.#options.hypervisor, facts, this.#options.policy),
+        this.#options.policy,
+      )
       if (plan.obstacles.length > 0) {
         throw new Failure('VM_METHOD_UNSUPPORTED', plan.obstacles.join('; '))
       }
-      if (diskNames(plan) !== this.#identified.get(ref.name)) {
-        throw failure('VM_STATE', { vm: facts.name, state: facts.power, reason: 'its disks have just changed' })
+      if (copiesOf(plan) !== this.#identified.get(ref.name)) {
+        throw failure('VM_STATE', {
+          vm: facts.name,
+          state: facts.power,
+          reason: 'its disks, or how it can be backed up, have just changed',
+        })
       }
       const tell = (detail: string) => session.emit({ event: 'VM', vm: facts.name, detail })
       const { hypervisor, workDirectory } = this.#options
@@ -191,8 +201,8 @@ export class VmWriter implements Writer {
 
   async #describe(facts: VmFacts): Promise<ComponentMetadata> {
     const { policy, hypervisor } = this.#options
-    const plan = planMethod(facts, await askGuest(hypervisor, facts), policy)
-    this.#identified.set(facts.uuid, diskNames(plan))
+    const plan = planMethod(facts, await askGuest(hypervisor, facts, policy), policy)
+    this.#identified.set(facts.uuid, copiesOf(plan))
     const files = [...plan.disks.map(({ location }) => location), ...facts.hostFiles.map(({ path }) => path)].map(
       (path) => ({ path: path.slice(0, -basename(path).length), filespec: basename(path), recursive: false }),
     )
@@ -202,8 +212,7 @@ export class VmWriter implements Writer {
       logicalPath: '',
       name: facts.uuid,
       label: facts.name,
-      // Hyper-V's own captions: Online is "goes on running", Offline is saved state and VMs that do not run.
-      caption: `${plan.method === 'saved-state' || plan.method === 'offline' ? 'Offline' : 'Online'}\\${facts.name}`,
+      caption: captionOf(policy.profile, plan.method, facts.name),
       selectable: true,
       selectableForRestore: true,
       notifyOnBackupComplete: false,
@@ -239,20 +248,6 @@ export class VmWriter implements Writer {
   }
 }
 
-/** What the agent tells. Bounded in time by the port; silence is a fact, not an error. */
-export async function askGuest(hypervisor: Hypervisor, facts: VmFacts): Promise<GuestFacts> {
-  if (facts.power !== 'running') return { answering: false, why: `the VM is ${facts.power}` }
-  if (facts.agent !== 'connected') return { answering: false, why: 'no agent is connected' }
-  const guest = hypervisor.guest(facts.uuid)
-  try {
-    await guest.ping()
-    const [os, fileSystems] = await Promise.all([guest.osInfo().catch(() => undefined), guest.fileSystems()])
-    return { answering: true, fileSystems, ...(os === undefined ? {} : { os }) }
-  } catch (error) {
-    return { answering: false, why: describeError(error) }
-  }
-}
-
 /** Of this VM, those that may be written. */
 function writableCopies(copies: readonly ShadowCopy[], { facts }: VmInSet, window: WritableCopies): WritableCopy[] {
   return copies.flatMap(({ volume, writableImage }) => {
@@ -261,8 +256,9 @@ function writableCopies(copies: readonly ShadowCopy[], { facts }: VmInSet, windo
   })
 }
 
-const diskNames = ({ disks }: MethodPlan): string =>
-  disks.map(({ target, location }) => `${target}=${location}`).join(' ')
+/** What the set's copies were planned for: which disks, and whether they are to be rolled back. */
+const copiesOf = ({ disks, recovery }: MethodPlan): string =>
+  [recovery?.way ?? '', ...disks.map(({ target, location }) => `${target}=${location}`)].join(' ')
 
 function volumeOf(facts: VmFacts, disk: VmFacts['disks'][number]): Volume {
   return {
@@ -290,6 +286,7 @@ function planMetadata(facts: VmFacts, plan: MethodPlan): JsonObject {
     method: plan.method,
     consistency: plan.consistency,
     because: plan.because,
+    ...(plan.recovery === undefined ? {} : { recovery: plan.recovery as unknown as JsonObject }),
     conditions: plan.conditions.map((condition) => ({ ...condition })),
     excluded: plan.excluded.map((exclusion) => ({ ...exclusion })),
     disks: plan.disks.map(({ target, location, image, sizeBytes, bus, serial }) => {

@@ -37,7 +37,7 @@ export interface RestoreTarget {
   readonly source: { readonly stream: string; readonly sizeBytes: number } | { readonly document: string }
   readonly staged: string
   readonly path: string
-  /** An image format, or `file` for plain bytes. */
+  /** An image format, `file` for plain bytes, or `tree` for a directory whose files the stream holds. */
   readonly format: string
   /** Whose it was; without it the file is private to root. */
   readonly owner?: FileOwner
@@ -52,6 +52,20 @@ export interface ComponentRestorePlan {
   readonly warnings: readonly string[]
   /** Why it can not be done; nothing is touched unless this is empty. */
   readonly obstacles: readonly string[]
+}
+
+/** Each component's plan by the planner of its writer; of a writer that is unknown here nothing can be restored. */
+export function planBy(planners: Readonly<Record<string, RestorePlanner>>): RestorePlanner {
+  return {
+    planRestore: async (stored, request) => {
+      const { component, metadata } = stored
+      const planner = planners[component.writerId]
+      if (planner !== undefined) return planner.planRestore(stored, request)
+      const caption = String(metadata.name ?? component.name)
+      const obstacles = [`it was backed up by a writer that is not known here: ${component.writerId}`]
+      return { component, caption, targets: [], steps: [], warnings: [], obstacles }
+    },
+  }
 }
 
 /** A writer that can say beforehand what its restore will do. */

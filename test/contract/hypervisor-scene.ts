@@ -6,6 +6,7 @@ import assert from 'node:assert/strict'
 import { setTimeout } from 'node:timers/promises'
 import { Failure } from '../../src/base/failure.ts'
 import type {
+  AttachedCopy,
   DiskImage,
   Hypervisor,
   OverlayInPlace,
@@ -31,6 +32,10 @@ export interface HypervisorContractWorld extends AsyncDisposable {
   contains(image: DiskImage, marker: string): Promise<boolean>
   /** Something that is another one after every boot of the guest, and the same after a saved state. */
   bootOf(vm: string): Promise<string>
+  /** An empty layer above an image that is in use. */
+  makeWritableCopy(path: string, base: DiskImage): Promise<void>
+  /** Writes the marker, from inside the running VM, to the attached copy with that serial; synced when it resolves. */
+  writeToCopy(vm: string, serial: string, marker: string): Promise<void>
 
   /** How long a guest may take until its agent answers. */
   readonly agentMs?: number
@@ -55,6 +60,12 @@ export interface HypervisorContractWorld extends AsyncDisposable {
   /** Lets the VM meet a full disk on its next write to an overlay; disposal makes room again. */
   fillHost?(vm: string): Promise<AsyncDisposable>
   removeNetwork?(name: string): Promise<void>
+  /** A running VM without a virtio-scsi controller. */
+  readonly withoutScsi?: string
+  /** Attached copies do not go until disposal. */
+  hangDetach?(vm: string): Promise<AsyncDisposable>
+  /** Whether the guest of the running VM can take shadow copies of all its volumes on the two disks. */
+  readonly takesShadowCopies?: boolean
 }
 
 let markers = 0
@@ -80,6 +91,7 @@ export class HypervisorScene implements AsyncDisposable {
   readonly targets: readonly [string, string]
   #overlays: { uuid: string; overlay: OverlayInPlace }[] = []
   readonly #files: string[] = []
+  readonly #attached = new Set<string>()
 
   constructor(world: HypervisorContractWorld, running: VmFacts, off: VmFacts) {
     this.world = world
@@ -139,6 +151,12 @@ export class HypervisorScene implements AsyncDisposable {
     }
   }
 
+  /** Attached to the running VM until the end at the latest. */
+  async attach(copy: AttachedCopy): Promise<void> {
+    this.#attached.add(copy.serial)
+    await this.hypervisor.attachCopy(this.running.uuid, copy)
+  }
+
   /** Writes something unmistakable from inside the running VM. */
   async mark(target: string = this.targets[0]): Promise<string> {
     const marker = `umbra-contract-${process.pid}-${++markers}`
@@ -177,6 +195,7 @@ export class HypervisorScene implements AsyncDisposable {
     if ((await this.power()) === 'gone') await hypervisor.define(configuration)
     if (!(await hypervisor.vm(uuid)).persistent) await hypervisor.define(configuration)
     if ((await this.power()) === 'saved') await hypervisor.start(uuid)
+    for (const serial of this.#attached) await hypervisor.detachCopy(uuid, serial)
     for (const placed of this.#overlays.reverse()) await hypervisor.mergeOverlay(placed.uuid, placed.overlay)
     if ((await this.power()) === 'off') await hypervisor.start(uuid)
     await hypervisor.resume(uuid)

@@ -7,6 +7,7 @@ import assert from 'node:assert/strict'
 import { describe, type TestContext, test } from 'node:test'
 import { guestTests } from './hypervisor-guest.contract.ts'
 import { overlayTests } from './hypervisor-overlays.contract.ts'
+import { recoveryTests } from './hypervisor-recovery.contract.ts'
 import { type HypervisorContractWorld, HypervisorScene, rejectsWith } from './hypervisor-scene.ts'
 
 export type { HypervisorContractWorld } from './hypervisor-scene.ts'
@@ -35,6 +36,7 @@ export function hypervisorContract(
     registrationTests(contractTest)
     networkTests(contractTest)
     guestTests(contractTest)
+    recoveryTests(contractTest)
   })
 }
 

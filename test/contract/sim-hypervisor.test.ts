@@ -5,6 +5,7 @@ import { mkdtemp, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { systemClock } from '../../src/base/clock.ts'
+import { attachedCopies } from '../sim/sim-hot-add.ts'
 import { verifyRecords } from '../sim/sim-records.ts'
 import { type SimWorld, type SimWorldOptions, simulatedWorld } from '../sim/sim-world.ts'
 import { type HypervisorContractWorld, hypervisorContract } from './hypervisor.contract.ts'
@@ -22,10 +23,12 @@ function contractWorld(options: SimWorldOptions): HypervisorContractWorld {
     {
       web01: { disks: { sda: {}, sdb: { format: 'qcow2', template: '/images/template.raw' } } },
       old95: { power: 'off' },
+      ide98: { disks: { hda: { bus: 'ide' } } },
     },
     { clock: systemClock, ...options },
   )
   world.tick(7)
+  world.requestor('web01').behaviour.detachLimitMs = 50
   const { behaviour, programs } = world.guest('web01')
   programs.set('/bin/flood', () => ({ exitCode: 0, stdout: 'x'.repeat(1_500_000), stderr: '' }))
   let paths = 0
@@ -63,6 +66,21 @@ function contractWorld(options: SimWorldOptions): HypervisorContractWorld {
       })
     },
     fillHost: async (vm) => fillHost(world, vm),
+    makeWritableCopy: (path, base) => world.makeWritableCopy(path, base, undefined),
+    writeToCopy: async (vm, serial, marker) => {
+      const image = attachedCopies(world.vm(vm)).find((copy) => copy.serial === serial)?.image
+      if (image === undefined) throw new Error(`${serial} is not attached`)
+      world.files.disk(image).write(++slot * 4096, Buffer.from(marker))
+    },
+    withoutScsi: 'ide98',
+    hangDetach: async (vm) => {
+      const { behaviour } = world.requestor(vm)
+      behaviour.detachHangs = true
+      return until(() => {
+        behaviour.detachHangs = false
+      })
+    },
+    takesShadowCopies: true,
     removeNetwork: async (name) => void world.networks.delete(name),
     [Symbol.asyncDispose]: () => world[Symbol.asyncDispose](),
   }

@@ -58,7 +58,10 @@ describe('sets of child VM snapshots', { skip: skipLive, timeout: 900_000 }, () 
   const third = (): StageVm => vms[2] as StageVm
   /** Everybody is as before; a hook that only the third VM feels. */
   const ofThird = (hypervisor: Hypervisor, hooks: Hooks): Hypervisor => {
-    const only = (hook: Hook): Hook => (call, args) => (args[0] === third().uuid ? hook(call, args) : call())
+    const only =
+      (hook: Hook): Hook =>
+      (call, args) =>
+        args[0] === third().uuid ? hook(call, args) : call()
     return around(hypervisor, Object.fromEntries(Object.entries(hooks).map(([name, hook]) => [name, only(hook)])))
   }
   const requestorOfThird = (hooks: Hooks): Hypervisor =>
@@ -98,7 +101,8 @@ describe('sets of child VM snapshots', { skip: skipLive, timeout: 900_000 }, () 
     },
     {
       what: 'its agent dies in the gap',
-      hypervisor: () => inGap('(sleep 0.2; kill -STOP $(pidof qemu-ga); sleep 12; kill -CONT $(pidof qemu-ga)) >/dev/null 2>&1 &'),
+      hypervisor: () =>
+        inGap('(sleep 0.2; kill -STOP $(pidof qemu-ga); sleep 12; kill -CONT $(pidof qemu-ga)) >/dev/null 2>&1 &'),
       says: /does not answer/,
     },
     {
@@ -130,7 +134,8 @@ describe('sets of child VM snapshots', { skip: skipLive, timeout: 900_000 }, () 
       t.diagnostic(`${Math.round(performance.now() - beganMs)} ms: ${error.message}`)
       assert.match(error.message, says)
       assert.match(error.message, /gx003/)
-      for (const other of names.filter((name) => name !== 'gx003')) assert.doesNotMatch(error.message, new RegExp(other))
+      for (const other of names.filter((name) => name !== 'gx003'))
+        assert.doesNotMatch(error.message, new RegExp(other))
       await agentAnswers(stage, third())
       if (mend !== undefined) await inside(stage, third(), mend)
       await recover(stage.settings) // what an agent that was silent could not be told before
@@ -208,7 +213,8 @@ describe('sets of child VM snapshots', { skip: skipLive, timeout: 900_000 }, () 
       assert.equal(methods.join(' '), methodsOf[profile], profile)
       if (profile === '2012r2' || profile === 'modern') assert.deepEqual(saved, [], `${profile} saved a VM`)
       else assert.equal(saved.length, 2)
-      for (const vm of result.vms) t.diagnostic(`${profile} ${vm.name}: ${vm.method}, held ${vm.freezeMs} ms, stood still ${vm.pausedMs} ms`)
+      for (const vm of result.vms)
+        t.diagnostic(`${profile} ${vm.name}: ${vm.method}, held ${vm.freezeMs} ms, stood still ${vm.pausedMs} ms`)
       await nothingIsLeft(stage, four)
     }
   })
@@ -222,7 +228,11 @@ describe('sets of child VM snapshots', { skip: skipLive, timeout: 900_000 }, () 
   async function nothingAnywhere(): Promise<void> {
     await nothingIsLeft(stage, vms)
     for (const vm of vms) {
-      const left = await inside(stage, vm, 'lvm lvs --noheadings -o lv_name | grep umbra; dmsetup ls | grep umbra; ls -A /run/umbra-guest 2>/dev/null; true')
+      const left = await inside(
+        stage,
+        vm,
+        'lvm lvs --noheadings -o lv_name | grep umbra; dmsetup ls | grep umbra; ls -A /run/umbra-guest 2>/dev/null; true',
+      )
       assert.equal(left, '', vm.name)
     }
   }

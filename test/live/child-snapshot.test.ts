@@ -120,7 +120,9 @@ describe('child VM snapshots of real guests', { skip: skipLive, timeout: 900_000
 function tellTimes(t: { diagnostic(text: string): void }, { vms, durationMs, events }: StageBackup): void {
   const [vm] = vms
   const attached = events.find(({ detail }) => detail?.startsWith('copies were attached'))?.detail ?? ''
-  t.diagnostic(`held ${vm?.freezeMs} ms (${vm?.heldMs} ms the commit), recovery ${vm?.recoveryMs} ms, ${durationMs} ms in all ${attached}`)
+  t.diagnostic(
+    `held ${vm?.freezeMs} ms (${vm?.heldMs} ms the commit), recovery ${vm?.recoveryMs} ms, ${durationMs} ms in all ${attached}`,
+  )
 }
 
 /** What our snapshots would leave behind in a guest. */
@@ -203,7 +205,9 @@ const fileOf = ({ storage }: DiskImage): string => ('file' in storage ? storage.
 
 function layerBeside(image: DiskImage, way: string): DiskImage {
   const file = `${fileOf(image)}-${way}`
-  const info = JSON.parse(execFileSync('qemu-img', ['info', '-U', '--output=json', fileOf(image)], { encoding: 'utf8' }))
+  const info = JSON.parse(
+    execFileSync('qemu-img', ['info', '-U', '--output=json', fileOf(image)], { encoding: 'utf8' }),
+  )
   const base = ['-b', info['full-backing-filename'], '-F', info['backing-filename-format']]
   execFileSync('qemu-img', ['create', '-q', '-f', 'qcow2', ...base, file])
   return { ...image, storage: { file } }

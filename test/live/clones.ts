@@ -76,5 +76,7 @@ async function writeMemoryOf(original: Original, clone: { name: string; uuid: st
 
 function uuidOf({ directory }: Stage, name: string): string {
   const hex = createHash('sha256').update(`${directory} ${name}`).digest('hex')
-  return [hex.slice(0, 8), hex.slice(8, 12), `5${hex.slice(13, 16)}`, `a${hex.slice(17, 20)}`, hex.slice(20, 32)].join('-')
+  return [hex.slice(0, 8), hex.slice(8, 12), `5${hex.slice(13, 16)}`, `a${hex.slice(17, 20)}`, hex.slice(20, 32)].join(
+    '-',
+  )
 }

@@ -61,7 +61,8 @@ async function run({ settings, repository: location, vm, at, point, withWatchdog
   if (point === undefined) {
     const child = inChildSnapshots.some((moment) => moment === at)
     const method = child ? 'child-snapshot' : at === 'saved' ? 'saved-state' : 'guest-freeze'
-    const policy = { ...defaultPolicy, method, ...(child ? { recovery: 'in-guest' } : {}) } as const
+    const recovery = child ? 'in-guest' : 'auto'
+    const policy = { ...defaultPolicy, method, recovery } as const
     const environment = await backupEnvironment(settings, hypervisor, repository, policy, signal)
     await backup({ names: [vm], all: false, except: [] }, environment)
   } else {

@@ -17,6 +17,7 @@ import {
 } from '../../sample-guest/sample-guest.ts'
 import type { GuestLimits } from '../../src/libvirt/guest-agent.ts'
 import { connectHypervisor, type LibvirtHypervisor } from '../../src/libvirt/libvirt-hypervisor.ts'
+import { makeOverlay } from '../../src/libvirt/overlay-file.ts'
 import type { DiskImage } from '../../src/vm/hypervisor.ts'
 import type { HypervisorContractWorld } from '../contract/hypervisor.contract.ts'
 
@@ -239,6 +240,14 @@ export function contractWorld(world: LiveWorld): HypervisorContractWorld {
         await setTimeout(100)
       }
       return { [Symbol.asyncDispose]: () => rm(filler) }
+    },
+    makeWritableCopy: (path, base) => makeOverlay(path, base, undefined),
+    writeToCopy: async (vm, serial, marker) => {
+      // Far from everything that a file system keeps, so that no other disk has it by accident.
+      const found = `for d in /sys/block/sd*; do grep -qs ${serial} $d/device/vpd_pg80 && echo /dev/\${d##*/}; done`
+      const write = `dd of=$1 bs=4096 seek=2000 conv=notrunc,fsync 2>/dev/null`
+      const wait = `for i in $(seq 50); do set -- $(${found}); [ -b "$1" ] && break; sleep 0.1; done; [ -b "$1" ]`
+      await inside(vm, `${wait} && echo ${marker} | ${write}`)
     },
     removeNetwork: async (name) => {
       virsh(world.libvirtd.uri, 'net-destroy', name)

@@ -37,6 +37,7 @@ export interface BackedUpVm {
   readonly freezeMs: number
   readonly heldMs: number
   readonly pausedMs: number
+  readonly recoveryMs?: number
   readonly excluded: readonly { readonly target: string; readonly reason: string }[]
   readonly disks: readonly { readonly target: string; readonly sizeBytes: number; readonly readBytes: number }[]
 }

@@ -84,12 +84,16 @@ export class FaultPlan {
 const forever = (): Promise<never> => Promise.withResolvers<never>().promise
 
 function injectedError(call: string): Error {
-  const code: ErrorCode = call.includes('guest(') ? 'GUEST_REFUSED' : 'HYPERVISOR_REFUSED'
-  return failure(code, { vm: call, call, reason: 'injected' })
+  return failure(codeFor(call), { vm: call, call, way: call, reason: 'injected' })
+}
+
+function codeFor(call: string): ErrorCode {
+  if (call.startsWith('recovery.')) return 'RECOVERY_FAILED'
+  return /(guest|requestor)\(/.test(call) ? 'GUEST_REFUSED' : 'HYPERVISOR_REFUSED'
 }
 
 /** Methods that answer at once: they can neither fail nor hang, but what they answer is a port as well. */
-const synchronous: ReadonlySet<string> = new Set(['guest', 'done', 'timer', 'now', 'monotonicMs'])
+const synchronous: ReadonlySet<string> = new Set(['guest', 'requestor', 'done', 'timer', 'now', 'monotonicMs'])
 
 /**
  * The same port, with the plan's fault in it. Ports it hands out (guests, open disks, connections) are wrapped too,

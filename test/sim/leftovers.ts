@@ -4,6 +4,7 @@
  */
 import { readConfiguration } from './sim-configuration.ts'
 import { SimLayer, storageKey } from './sim-disk.ts'
+import { attachedCopies } from './sim-hot-add.ts'
 import { nameOf, powerOf, type SimVm } from './sim-vm.ts'
 import type { SimWorld } from './sim-world.ts'
 
@@ -59,12 +60,23 @@ export function leftovers(world: SimWorld, before: WorldMemory = world.beginning
     if (frozen && before.vms.get(uuid)?.frozen !== true) found.push(`${name} is frozen`)
     const coming = world.guestOf(uuid).memory?.late.some(({ kind }) => kind === 'freeze')
     if (coming === true) found.push(`${name} will freeze later`)
+    found.push(...ofRequestor(world, uuid, name))
   }
   for (const path of now.files) if (!before.files.has(path)) found.push(`stray ${kindOf(world, path)} ${path}`)
   for (const path of before.files) if (!now.files.has(path)) found.push(`${path} is missing`)
   for (const name of now.networks) if (!before.networks.has(name)) found.push(`network ${name} is new`)
   for (const { mode, keys } of world.handles) found.push(`${keys[0]} is still open to ${mode}`)
   return found
+}
+
+/** What the guest's own shadow copies, and copies of disks for it, have left. */
+function* ofRequestor(world: SimWorld, uuid: string, name: string): Generator<string> {
+  const { areas, sets, heldFor } = world.requestorOf(uuid)
+  if (heldFor !== undefined) yield `${name} holds its writers for ${heldFor}`
+  for (const set of areas.keys())
+    yield sets.includes(set) ? `${name} keeps the set ${set}` : `${name} has areas of the set ${set} on its disks`
+  const vm = world.vms.get(uuid)
+  for (const { serial } of vm === undefined ? [] : attachedCopies(vm)) yield `${name} has the copy ${serial} attached`
 }
 
 function* differences(was: VmMemory, is: VmMemory): Generator<string> {

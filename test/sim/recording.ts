@@ -2,6 +2,8 @@
  * A writer and a provider made of nothing but their own state, each step of which can be told to fail, hang or veto,
  * before or after its deed; and the recorder of what happened. In the manner of the VSS SDK's test writer (FailEvent).
  */
+import type { BlockSource } from '../../src/disk/block-device.ts'
+import { failure } from '../../src/errors.ts'
 import type { ComponentMetadata, WriterMetadata } from '../../src/vss/components.ts'
 import type { Instant, Provider, ProviderSession, ShadowCopy, Volume } from '../../src/vss/provider.ts'
 import type { EmitEvent, Veto, WriterFailureCode } from '../../src/vss/vocabulary.ts'
@@ -13,7 +15,6 @@ import type {
   Writer,
   WriterSession,
 } from '../../src/vss/writer.ts'
-import { bytesAsSource } from './file-writer.ts'
 
 export interface TraceEntry {
   readonly event: string
@@ -308,4 +309,21 @@ function describe(writerId: string, { name, instant, volumes = ['disk'] }: Recor
 
 function namesOf({ components }: WriterSession): string[] {
   return components.map(({ name }) => name)
+}
+
+export function bytesAsSource(bytes: Uint8Array, disk: string): BlockSource {
+  const sizeBytes = bytes.byteLength
+  return {
+    sizeBytes,
+    async read(offset, target) {
+      if (offset + target.byteLength > sizeBytes) {
+        throw failure('DISK_READ_FAILED', { disk, offset, reason: 'beyond its end' })
+      }
+      target.set(bytes.subarray(offset, offset + target.byteLength))
+    },
+    async *extents(offset, length) {
+      if (length > 0) yield { offset, length, data: true }
+    },
+    [Symbol.asyncDispose]: async () => undefined,
+  }
 }

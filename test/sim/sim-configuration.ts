@@ -2,6 +2,7 @@
  * The configuration of a simulated VM: XML as libvirt writes it, kept verbatim. This file makes it, reads what a
  * hypervisor needs of it, and changes the source of one disk without touching anything else.
  */
+import { createHash } from 'node:crypto'
 import { DOMParser, type Element } from '@xmldom/xmldom'
 import { failure } from '../../src/errors.ts'
 import type { DiskImage, DiskStorage, VirtualNic } from '../../src/vm/hypervisor.ts'
@@ -27,6 +28,7 @@ export interface Configuration {
   readonly nvram: string | undefined
   readonly hasTpm: boolean
   readonly hasAgent: boolean
+  readonly hasVirtioScsi: boolean
 }
 
 const formats: readonly string[] = ['raw', 'qcow2', 'vpc', 'vhdx', 'vmdk', 'vdi', 'qed']
@@ -64,6 +66,9 @@ function parse(xml: string): Configuration {
     hasTpm: child(inside, 'tpm') !== undefined,
     hasAgent: children(inside, 'channel').some(
       (channel) => attribute(child(channel, 'target'), 'name') === 'org.qemu.guest_agent.0',
+    ),
+    hasVirtioScsi: children(inside, 'controller').some(
+      (controller) => attribute(controller, 'type') === 'scsi' && attribute(controller, 'model') === 'virtio-scsi',
     ),
   }
 }
@@ -151,6 +156,19 @@ export function withDiskImage(xml: string, target: string, image: DiskImage): st
   return xml.replace(before, () => after)
 }
 
+/** One disk more, the last. */
+export function withDisk(xml: string, disk: ConfiguredDisk): string {
+  const unit = readConfiguration(xml).disks.length
+  return xml.replace(/( *<interface\b| *<channel\b| *<tpm\b| *<\/devices>)/, (next) =>
+    [...diskLines(disk, unit), next].join('\n'),
+  )
+}
+
+export function withoutDisk(xml: string, target: string): string {
+  const [before = '', after = ''] = xml.split(diskText(xml, target))
+  return before.replace(/\n *$/, '') + after
+}
+
 function sourceText(storage: DiskStorage): { type: string; source: string } {
   if ('file' in storage) return { type: 'file', source: `<source file='${escaped(storage.file)}'/>` }
   if ('blockDevice' in storage) return { type: 'block', source: `<source dev='${escaped(storage.blockDevice)}'/>` }
@@ -182,6 +200,7 @@ export interface ConfigurationParts {
   readonly nvram?: string
   readonly hasTpm: boolean
   readonly hasAgent: boolean
+  readonly hasVirtioScsi: boolean
 }
 
 /** A configuration as `virsh dumpxml --inactive` prints it. */
@@ -200,6 +219,7 @@ export function writeConfiguration(parts: ConfigurationParts): string {
     "  <clock offset='utc'/>",
     '  <devices>',
     '    <emulator>/usr/bin/qemu-system-x86_64</emulator>',
+    ...(parts.hasVirtioScsi ? ["    <controller type='scsi' index='0' model='virtio-scsi'/>"] : []),
     ...parts.disks.flatMap((disk, unit) => diskLines(disk, unit)),
     ...parts.nics.flatMap((nic) => nicLines(nic)),
     ...(parts.hasAgent
@@ -240,4 +260,12 @@ function nicLines(nic: VirtualNic): string[] {
     "      <model type='virtio'/>",
     '    </interface>',
   ]
+}
+
+/** The UUID every simulated VM of that name has. */
+export function uuidOf(name: string): string {
+  const hex = createHash('sha256').update(name).digest('hex')
+  return [hex.slice(0, 8), hex.slice(8, 12), `4${hex.slice(13, 16)}`, `8${hex.slice(17, 20)}`, hex.slice(20, 32)].join(
+    '-',
+  )
 }

@@ -4,12 +4,15 @@
 import type { VirtualDisk, VmFacts } from '../../src/vm/hypervisor.ts'
 import { type ConfiguredDisk, readConfiguration } from './sim-configuration.ts'
 import { storageKey } from './sim-disk.ts'
+import { attachedCopies } from './sim-hot-add.ts'
 import { powerOf, type SimVm } from './sim-vm.ts'
 import { type SimWorld, tpmPath } from './sim-world.ts'
 
 export function factsOf(world: SimWorld, vm: SimVm): VmFacts {
   const power = powerOf(vm)
   const now = readConfiguration(vm.live?.configuration ?? vm.configuration)
+  const [copy] = attachedCopies(vm)
+  const busy = vm.busy ?? (copy === undefined ? undefined : `auto-recovery: the copy ${copy.serial} is attached to it`)
   return {
     name: now.name,
     uuid: vm.uuid,
@@ -23,7 +26,8 @@ export function factsOf(world: SimWorld, vm: SimVm): VmFacts {
       ...(now.hasTpm ? [{ role: 'tpm', path: world.path(tpmPath(vm.uuid)) } as const] : []),
     ],
     nics: now.nics,
-    ...(vm.busy === undefined ? {} : { busy: vm.busy }),
+    hotAddsScsi: now.hasVirtioScsi,
+    ...(busy === undefined ? {} : { busy }),
     hasHypervisorSnapshots: vm.hasHypervisorSnapshots,
     configuration: vm.persistent ? vm.configuration : (vm.live?.configuration ?? vm.configuration),
   }

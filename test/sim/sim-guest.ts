@@ -5,7 +5,7 @@
 import { failure } from '../../src/errors.ts'
 import type { GuestExecResult, GuestFileSystem, GuestIntegration, GuestOs } from '../../src/vm/hypervisor.ts'
 import { readConfiguration } from './sim-configuration.ts'
-import type { GuestMemory } from './sim-memory.ts'
+import type { Deed, GuestMemory } from './sim-memory.ts'
 import { nameOf } from './sim-vm.ts'
 import { SimWorkload } from './sim-workload.ts'
 import type { SimWorld } from './sim-world.ts'
@@ -97,32 +97,33 @@ export class SimGuest implements GuestIntegration {
     const nowMs = this.#world.clock.monotonicMs()
     const due = memory.late.filter(({ dueMs }) => dueMs <= nowMs).sort((one, other) => one.dueMs - other.dueMs)
     memory.late = memory.late.filter((each) => !due.includes(each))
-    for (const { kind } of due) {
-      if (kind === 'freeze') this.#freezeNow(memory)
+    for (const deed of due) {
+      if ('set' in deed) this.#world.requestorOf(this.#uuid).settle(memory, deed)
+      else if (deed.kind === 'freeze') this.#freezeNow(memory)
       else this.#thawNow(memory)
     }
   }
 
   ping(): Promise<void> {
-    return this.#ask('ping', { whileFrozen: true }, () => undefined)
+    return this.ask('ping', { whileFrozen: true }, () => undefined)
   }
 
   async freeze(): Promise<number> {
     const { freeze } = this.behaviour
-    return this.#ask('freeze', { effect: 'freeze' }, async (memory) => {
+    return this.ask('freeze', { effect: 'freeze' }, async (memory) => {
       if (freeze === 'works') return this.#freezeNow(memory)
-      if (freeze === 'refused') throw this.#refused('freeze', 'a hook ended with status 1')
+      if (freeze === 'refused') throw this.refused('freeze', 'a hook ended with status 1')
       if (freeze === 'half') {
         const targets = this.#frozenBy()
         this.#freezeNow(memory, targets.slice(0, Math.ceil(targets.length / 2)))
-        throw this.#refused('freeze', `failed to freeze ${targets.at(-1)}`)
+        throw this.refused('freeze', `failed to freeze ${targets.at(-1)}`)
       }
       if ('lostReplyFreezesAfterMs' in freeze) {
-        this.#later('freeze', freeze.lostReplyFreezesAfterMs)
-        throw this.#silent('the answer was lost')
+        this.later({ kind: 'freeze' }, freeze.lostReplyFreezesAfterMs)
+        throw this.silent('the answer was lost')
       }
       memory.agentBusyUntilMs = this.#world.clock.monotonicMs() + freeze.hookHangsMs
-      this.#later('freeze', freeze.hookHangsMs)
+      this.later({ kind: 'freeze' }, freeze.hookHangsMs)
       await this.#idleAgent(memory, this.behaviour.responseTimeoutMs)
       return memory.frozen.length
     })
@@ -131,20 +132,20 @@ export class SimGuest implements GuestIntegration {
   async thaw(): Promise<number> {
     const { thawTimeoutMs, thaw } = this.behaviour
     await this.#freezesLanded(thawTimeoutMs)
-    return this.#ask('thaw', { whileFrozen: true, effect: 'thaw', limitMs: thawTimeoutMs }, (memory) => {
-      if (thaw === 'refused') throw this.#refused('thaw', 'FITHAW failed')
+    return this.ask('thaw', { whileFrozen: true, effect: 'thaw', limitMs: thawTimeoutMs }, (memory) => {
+      if (thaw === 'refused') throw this.refused('thaw', 'FITHAW failed')
       const thawed = this.#thawNow(memory)
-      if (thaw === 'lost reply') throw this.#silent('the answer was lost')
+      if (thaw === 'lost reply') throw this.silent('the answer was lost')
       return thawed
     })
   }
 
   freezeStatus(): Promise<'frozen' | 'thawed'> {
-    return this.#ask('freeze status', { whileFrozen: true }, ({ frozen }) => (frozen.length > 0 ? 'frozen' : 'thawed'))
+    return this.ask('freeze status', { whileFrozen: true }, ({ frozen }) => (frozen.length > 0 ? 'frozen' : 'thawed'))
   }
 
   fileSystems(): Promise<readonly GuestFileSystem[]> {
-    return this.#ask('file systems', {}, () =>
+    return this.ask('file systems', {}, () =>
       this.workload.disks.map(({ target }, index) => ({
         mountPoint: index === 0 ? '/' : `/mnt/${target}`,
         type: 'ext4',
@@ -154,17 +155,17 @@ export class SimGuest implements GuestIntegration {
   }
 
   osInfo(): Promise<GuestOs> {
-    return this.#ask('OS information', {}, () => this.os)
+    return this.ask('OS information', {}, () => this.os)
   }
 
   exec(path: string, args: readonly string[], options: { timeoutMs?: number } = {}): Promise<GuestExecResult> {
-    return this.#ask(`exec ${path}`, {}, async () => {
+    return this.ask(`exec ${path}`, {}, async () => {
       const program = this.programs.get(path)
-      if (program === undefined) throw this.#refused(`exec ${path}`, 'No such file or directory')
+      if (program === undefined) throw this.refused(`exec ${path}`, 'No such file or directory')
       const limitMs = options.timeoutMs ?? 60_000
       const expired = Promise.withResolvers<never>()
       const timer = this.#world.clock.timer(limitMs, () =>
-        expired.reject(this.#silent(`${path} did not end within ${limitMs} ms`)),
+        expired.reject(this.silent(`${path} did not end within ${limitMs} ms`)),
       )
       try {
         const { exitCode, stdout, stderr } = await Promise.race([program(args), expired.promise])
@@ -176,13 +177,13 @@ export class SimGuest implements GuestIntegration {
   }
 
   syncClock(): Promise<void> {
-    return this.#ask('clock', {}, (memory) => {
+    return this.ask('clock', {}, (memory) => {
       memory.clockLagMs = 0
     })
   }
 
   /** One exchange with the agent, bounded in time, with all that can go wrong on the way. */
-  async #ask<T>(
+  async ask<T>(
     call: string,
     how: { whileFrozen?: boolean; effect?: 'freeze' | 'thaw'; limitMs?: number },
     answer: (memory: GuestMemory) => T | Promise<T>,
@@ -191,29 +192,29 @@ export class SimGuest implements GuestIntegration {
     const limitMs = how.limitMs ?? responseTimeoutMs
     await this.#world.called()
     await this.#idleAgent(this.#reachable(), limitMs)
-    if (answers === 'never') await this.#giveUp(limitMs)
+    if (answers === 'never') await this.giveUp(limitMs)
     if (typeof answers === 'object') {
       if (answers.lateByMs > limitMs) {
-        if (how.effect !== undefined) this.#later(how.effect, answers.lateByMs)
-        await this.#giveUp(limitMs)
+        if (how.effect !== undefined) this.later({ kind: how.effect }, answers.lateByMs)
+        await this.giveUp(limitMs)
       }
       await this.#world.clock.sleep(answers.lateByMs)
     }
     const memory = this.#reachable()
     if (memory.frozen.length > 0 && how.whileFrozen !== true)
-      throw this.#refused(call, 'disabled: the agent is in frozen state')
+      throw this.refused(call, 'disabled: the agent is in frozen state')
     const result = await answer(memory)
-    if (answers === 'rubbish') throw this.#refused(call, 'the answer is not JSON')
+    if (answers === 'rubbish') throw this.refused(call, 'the answer is not JSON')
     return result
   }
 
   #reachable(): GuestMemory {
     this.settle()
     const vm = this.#world.vms.get(this.#uuid)
-    if (vm?.live === undefined) throw this.#silent('the VM is not running')
-    if (vm.live.power === 'paused') throw this.#silent('the VM is paused')
-    if (!readConfiguration(vm.live.configuration).hasAgent) throw this.#silent('no agent is configured')
-    if (!this.agentRuns) throw this.#silent('the agent is not connected')
+    if (vm?.live === undefined) throw this.silent('the VM is not running')
+    if (vm.live.power === 'paused') throw this.silent('the VM is paused')
+    if (!readConfiguration(vm.live.configuration).hasAgent) throw this.silent('no agent is configured')
+    if (!this.agentRuns) throw this.silent('the agent is not connected')
     return vm.live.memory
   }
 
@@ -233,21 +234,22 @@ export class SimGuest implements GuestIntegration {
   async #until(dueMs: () => number, limitMs: number): Promise<void> {
     for (;;) {
       const waitMs = dueMs() - this.#world.clock.monotonicMs()
-      if (waitMs > limitMs) await this.#giveUp(limitMs)
+      if (waitMs > limitMs) await this.giveUp(limitMs)
       if (waitMs <= 0) return
       await this.#world.clock.sleep(Math.ceil(waitMs))
     }
   }
 
-  async #giveUp(limitMs: number): Promise<never> {
+  async giveUp(limitMs: number): Promise<never> {
     await this.#world.clock.sleep(limitMs)
-    throw this.#silent(`no answer within ${limitMs} ms`)
+    throw this.silent(`no answer within ${limitMs} ms`)
   }
 
-  #later(kind: 'freeze' | 'thaw', afterMs: number): void {
+  /** Something the guest does by itself, if it runs then; cancelling only lets nobody wait for it. */
+  later(deed: Deed, afterMs: number): { cancel(): void } {
     const { clock } = this.#world
-    this.memory?.late.push({ kind, dueMs: clock.monotonicMs() + afterMs })
-    if (Number.isFinite(afterMs)) clock.timer(afterMs, () => this.settle())
+    this.memory?.late.push({ ...deed, dueMs: clock.monotonicMs() + afterMs })
+    return Number.isFinite(afterMs) ? clock.timer(afterMs, () => this.settle()) : { cancel: () => undefined }
   }
 
   #frozenBy(): string[] {
@@ -258,7 +260,7 @@ export class SimGuest implements GuestIntegration {
     if (memory.frozen.length > 0) return memory.frozen.length
     if (this.behaviour.quiesces) this.workload.quiesce()
     memory.frozen = [...targets]
-    if (this.behaviour.selfThawMs !== undefined) this.#later('thaw', this.behaviour.selfThawMs)
+    if (this.behaviour.selfThawMs !== undefined) this.later({ kind: 'thaw' }, this.behaviour.selfThawMs)
     return targets.length
   }
 
@@ -270,16 +272,16 @@ export class SimGuest implements GuestIntegration {
     return thawed
   }
 
-  get #name(): string {
+  get name(): string {
     const vm = this.#world.vms.get(this.#uuid)
     return vm === undefined ? this.#uuid : nameOf(vm)
   }
 
-  #silent(reason: string) {
-    return failure('GUEST_NOT_RESPONDING', { vm: this.#name, reason })
+  silent(reason: string) {
+    return failure('GUEST_NOT_RESPONDING', { vm: this.name, reason })
   }
 
-  #refused(call: string, reason: string) {
-    return failure('GUEST_REFUSED', { vm: this.#name, call, reason })
+  refused(call: string, reason: string) {
+    return failure('GUEST_REFUSED', { vm: this.name, call, reason })
   }
 }

@@ -4,6 +4,7 @@
  */
 import { failure } from '../../src/errors.ts'
 import type {
+  AttachedCopy,
   Hypervisor,
   HypervisorFacts,
   NetworkFacts,
@@ -17,7 +18,9 @@ import { readConfiguration, withDiskImage } from './sim-configuration.ts'
 import { sameImage } from './sim-disk.ts'
 import { factsOf } from './sim-facts.ts'
 import type { SimGuest } from './sim-guest.ts'
+import { attachCopy, detachCopy } from './sim-hot-add.ts'
 import { dropOverlays, makeOverlays, mergeOverlay, putOverlaysOn } from './sim-overlays.ts'
+import type { SimRequestor } from './sim-requestor.ts'
 import { bringUp, halt, letRun, nameOf, powerOf, refused, type SimVm, stateOf, takeDown } from './sim-vm.ts'
 import type { SimWorld } from './sim-world.ts'
 
@@ -57,6 +60,10 @@ export class SimHypervisor implements Hypervisor {
 
   guest(uuid: string): SimGuest {
     return this.#world.guestOf(uuid)
+  }
+
+  requestor(uuid: string): SimRequestor {
+    return this.#world.requestorOf(uuid)
   }
 
   async save(uuid: string, file: string): Promise<void> {
@@ -159,6 +166,17 @@ export class SimHypervisor implements Hypervisor {
     await this.#call()
     const vm = this.#change(uuid)
     fits('block commit', () => mergeOverlay(this.#world, vm, overlay))
+  }
+
+  async attachCopy(uuid: string, copy: AttachedCopy): Promise<void> {
+    await this.#call()
+    attachCopy(this.#world, this.#change(uuid), copy)
+  }
+
+  async detachCopy(uuid: string, serial: string): Promise<void> {
+    await this.#call()
+    const vm = this.#world.vms.get(uuid)
+    if (vm !== undefined) await detachCopy(this.#world, this.#change(uuid), serial)
   }
 
   async define(configuration: string): Promise<string> {

@@ -2,6 +2,16 @@
  * What the memory of a simulated guest holds: it dies with the power, and travels with a saved state.
  */
 
+import type { GuestSet } from './sim-guest-sets.ts'
+
+/** What the guest has told itself to do about a set of its shadow copies. */
+export interface SetDeed {
+  readonly kind: 'release' | 'thaw-writers'
+  readonly set: string
+}
+export type Deed = SetDeed | { readonly kind: 'freeze' | 'thaw' }
+export type LateDeed = Deed & { readonly dueMs: number }
+
 export interface GuestMemory {
   /** Another one after every cold boot. */
   readonly bootId: string
@@ -12,8 +22,12 @@ export interface GuestMemory {
   blockedWrites: { readonly target: string; readonly offset: number; readonly data: Uint8Array }[]
   /** Targets whose file systems are frozen. */
   frozen: string[]
-  /** Freezes and thaws still on their way through the agent. */
-  late: { readonly kind: 'freeze' | 'thaw'; readonly dueMs: number }[]
+  /** What is still on its way through the agent, and what the guest has told itself to do at some time. */
+  late: LateDeed[]
+  /** Shadow copies of its own volumes that it keeps up. */
+  sets: GuestSet[]
+  /** The set for which its writers wait. */
+  heldFor: string | undefined
   /** The agent works on a hook until then, and answers nobody. */
   agentBusyUntilMs: number
   /** When the guest stopped running, by the host's clock. */
@@ -33,6 +47,8 @@ export const freshMemory = (): GuestMemory => ({
   blockedWrites: [],
   frozen: [],
   late: [],
+  sets: [],
+  heldFor: undefined,
   agentBusyUntilMs: 0,
   stoppedAtMs: undefined,
   clockLagMs: 0,
@@ -45,7 +61,7 @@ export const unpackMemory = (memory: GuestMemory, nowMs: number): GuestMemory =>
 
 function shift(memory: GuestMemory, byMs: number): GuestMemory {
   const copy = structuredClone(memory)
-  copy.late = copy.late.map(({ kind, dueMs }) => ({ kind, dueMs: dueMs + byMs }))
+  copy.late = copy.late.map((deed) => ({ ...deed, dueMs: deed.dueMs + byMs }))
   copy.agentBusyUntilMs += byMs
   return copy
 }

@@ -71,6 +71,23 @@ export function openForWriting(world: SimWorld, image: DiskImage): BlockSink {
   }
 }
 
+/** Both at once, as a copy is opened that is to be reverted. */
+export function openWritable(world: SimWorld, image: DiskImage): BlockSource & BlockSink {
+  const sink = openForWriting(world, image)
+  const disk = world.files.disk(image)
+  return {
+    ...sink,
+    async read(offset, target) {
+      await world.called()
+      disk.read(offset, target)
+    },
+    async *extents(offset, length) {
+      await world.called()
+      yield* disk.extents(offset, length)
+    },
+  }
+}
+
 function register(world: SimWorld, disk: SimDisk, mode: ImageHandle['mode']): ImageHandle {
   const handle = { mode, keys: disk.keys }
   world.handles.add(handle)

@@ -5,6 +5,7 @@ import { failure } from '../../src/errors.ts'
 import type { DiskImage, OverlayInPlace, OverlayPlan } from '../../src/vm/hypervisor.ts'
 import { type ConfiguredDisk, diskText, withDiskImage } from './sim-configuration.ts'
 import { SimLayer, sameImage, storageKey } from './sim-disk.ts'
+import { attachedCopies } from './sim-hot-add.ts'
 import { nameOf, refused, type SimVm, topImage } from './sim-vm.ts'
 import type { SimWorld } from './sim-world.ts'
 
@@ -43,7 +44,10 @@ export function putOverlaysOn(world: SimWorld, vm: SimVm, plans: readonly Overla
     dropOverlays(world, plans)
     throw refused('snapshot', `${plan.overlay} is no overlay of disk ${plan.target} as it is now`)
   }
+  const requestor = world.requestorOf(vm.uuid)
   for (const { target, overlay } of plans) {
+    const base = topImage(vm, target)?.image
+    if (base !== undefined) world.frozenSets.set(storageKey(base.storage), requestor.setsOn(target))
     vm.beneath.set(overlay, diskText(vm.configuration, target))
     changeDisk(vm, target, (xml) => withDiskImage(xml, target, overlayImage(overlay)))
   }
@@ -72,9 +76,11 @@ export function mergeOverlay(world: SimWorld, vm: SimVm, { target, overlay, base
   if (beneath === undefined || !sameImage(beneath, base))
     throw refuse(`beneath it lies ${beneath === undefined ? 'nothing' : storageKey(beneath.storage)}`)
   const key = storageKey(base.storage)
-  if (world.readersOf(key, vm.uuid).length > 0)
+  const copies = attachedCopies(vm).map(({ image }) => (image === undefined ? undefined : world.files.findDisk(image)))
+  if (world.readersOf(key, vm.uuid).length > 0 || copies.some((copy) => copy?.keys.includes(key)))
     throw refuse(`Failed to get "write" lock: is another process using the image [${key}]?`)
   disk.mergeDown()
+  world.frozenSets.delete(key)
   const before = vm.beneath.get(overlay)
   changeDisk(vm, target, (xml) =>
     before === undefined ? withDiskImage(xml, target, base) : xml.replace(diskText(xml, target), () => before),

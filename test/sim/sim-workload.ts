@@ -5,6 +5,7 @@
 import { NoSpaceError } from './host-files.ts'
 import { type ConfiguredDisk, readConfiguration } from './sim-configuration.ts'
 import type { SimDisk } from './sim-disk.ts'
+import { isCopy } from './sim-hot-add.ts'
 import { encodeRecord, type LogArea, logArea, readLog, recordBytes } from './sim-records.ts'
 import type { LiveVm } from './sim-vm.ts'
 import type { SimWorld } from './sim-world.ts'
@@ -29,7 +30,7 @@ export class SimWorkload {
     const xml = this.#live?.configuration ?? this.#world.vms.get(this.#uuid)?.configuration
     if (xml === undefined) return []
     return readConfiguration(xml).disks.filter(
-      (disk) => disk.device === 'disk' && !disk.readOnly && disk.image !== undefined,
+      (disk) => disk.device === 'disk' && !disk.readOnly && disk.image !== undefined && !isCopy(disk),
     )
   }
 
@@ -49,14 +50,14 @@ export class SimWorkload {
     if (!live.memory.damaged && a.last > b.last) this.step()
   }
 
-  /** One step of the application; a frozen file system makes it wait. */
+  /** One step of the application; a frozen file system makes it wait, and so does its own freeze hook. */
   step(): void {
     const live = this.#running
     const logs = this.#logs()
     if (live === undefined || logs === undefined || live.memory.damaged) return
     const { memory } = live
     const log = memory.step % 2 === 0 ? logs[0] : logs[1]
-    if (memory.frozen.includes(log.target)) memory.blockedSteps++
+    if (memory.frozen.includes(log.target) || memory.heldFor !== undefined) memory.blockedSteps++
     else if (this.#append(log, Math.floor(memory.step / 2) + 1, 'W')) memory.step++
   }
 

@@ -10,11 +10,13 @@ import { HostFiles } from './host-files.ts'
 import { remember, type WorldMemory } from './leftovers.ts'
 import { ManualClock } from './manual-clock.ts'
 import { RealFiles } from './real-files.ts'
-import { type ConfiguredDisk, readConfiguration, writeConfiguration } from './sim-configuration.ts'
+import { type ConfiguredDisk, readConfiguration, uuidOf, writeConfiguration } from './sim-configuration.ts'
 import { storageKey } from './sim-disk.ts'
 import { type GuestBehaviour, SimGuest } from './sim-guest.ts'
+import type { FrozenSets } from './sim-guest-sets.ts'
 import { SimHypervisor } from './sim-hypervisor.ts'
 import { type ImageHandle, openForReading, openForWriting } from './sim-open-image.ts'
+import { type RequestorBehaviour, SimRequestor } from './sim-requestor.ts'
 import { bringUp, halt, nameOf, type SimVm, stateOf, takeDown, topImage, writtenKeys } from './sim-vm.ts'
 
 export interface SimDiskSpec {
@@ -50,6 +52,10 @@ export interface SimVmSpec {
   readonly busy?: string
   readonly hasHypervisorSnapshots?: boolean
   readonly guest?: Partial<GuestBehaviour>
+  /** How its file systems lie on its disks, and what goes wrong with shadow copies inside. */
+  readonly requestor?: Partial<RequestorBehaviour>
+  /** A virtio-scsi controller; as soon as one disk is on SCSI unless told. */
+  readonly virtioScsi?: boolean
 }
 
 export interface SimWorldOptions {
@@ -80,6 +86,11 @@ export class SimWorld implements AsyncDisposable {
   beginning: WorldMemory
   readonly #directory: string
   readonly #guests = new Map<string, SimGuest>()
+  readonly #requestors = new Map<string, SimRequestor>()
+  /** The guest's own snapshots that lie on a base, as they were when an overlay was put on it. */
+  readonly frozenSets = new Map<string, FrozenSets>()
+  /** Copies whose file system got another fsid inside a guest, with the one that is to be put back; by storage key. */
+  readonly changedFsids = new Map<string, string>()
 
   constructor(options: SimWorldOptions = {}) {
     this.clock = options.clock ?? new ManualClock()
@@ -119,6 +130,17 @@ export class SimWorld implements AsyncDisposable {
     return guest
   }
 
+  requestorOf(uuid: string): SimRequestor {
+    const requestor = this.#requestors.get(uuid) ?? new SimRequestor(this, uuid)
+    this.#requestors.set(uuid, requestor)
+    return requestor
+  }
+
+  /** The integration service of a VM that takes shadow copies inside; set its `behaviour`, or look at what it holds. */
+  requestor(name: string): SimRequestor {
+    return this.requestorOf(this.vm(name).uuid)
+  }
+
   /** The applications of all running guests do `steps` steps. */
   tick(steps = 1): void {
     for (let step = 0; step < steps; step++) {
@@ -154,6 +176,13 @@ export class SimWorld implements AsyncDisposable {
 
   openImageForWriting(image: DiskImage): BlockSink {
     return openForWriting(this, image)
+  }
+
+  /** An empty layer on a base that may be in use, as src/libvirt/overlay-file.ts makes one. Refuses a path that is taken. */
+  async makeWritableCopy(path: string, base: DiskImage, sizeBytes: number | undefined): Promise<void> {
+    await this.called()
+    const image = { format: 'qcow2', storage: { file: path } } as const
+    this.files.createImage(image, sizeBytes ?? this.files.disk(base).sizeBytes, base)
   }
 
   createImage(image: DiskImage, sizeBytes: number, backing?: DiskImage): void {
@@ -209,13 +238,7 @@ export class SimWorld implements AsyncDisposable {
   }
 }
 
-/** The UUID every simulated VM of that name has. */
-export function uuidOf(name: string): string {
-  const hex = createHash('sha256').update(name).digest('hex')
-  return [hex.slice(0, 8), hex.slice(8, 12), `4${hex.slice(13, 16)}`, `8${hex.slice(17, 20)}`, hex.slice(20, 32)].join(
-    '-',
-  )
-}
+export { uuidOf } from './sim-configuration.ts'
 
 /** A world with these VMs. A VM of which nothing is said runs, has two raw disks (sda, sdb) and an agent. */
 export function simulatedWorld(vms: Readonly<Record<string, SimVmSpec>>, options: SimWorldOptions = {}): SimWorld {
@@ -241,6 +264,7 @@ export function addVm(world: SimWorld, name: string, spec: SimVmSpec = {}): SimV
     nics: spec.nics ?? [{ mac: macOf(name), type: 'network', source: 'default' }],
     hasTpm: spec.tpm !== undefined,
     hasAgent: spec.agent !== 'none',
+    hasVirtioScsi: spec.virtioScsi ?? disks.some(({ bus }) => bus === 'scsi'),
     ...(nvram === undefined ? {} : { nvram }),
   })
   const vm: SimVm = {
@@ -258,6 +282,7 @@ export function addVm(world: SimWorld, name: string, spec: SimVmSpec = {}): SimV
   const guest = world.guestOf(uuid)
   guest.agentRuns = spec.agent !== 'disconnected'
   Object.assign(guest.behaviour, spec.guest)
+  Object.assign(world.requestorOf(uuid).behaviour, spec.requestor)
   setPower(world, vm, spec.power ?? 'running')
   return vm
 }

@@ -5,19 +5,30 @@ import { readdir } from 'node:fs/promises'
 import { type Command, InvalidArgumentError, Option } from 'commander'
 import type { JsonObject } from '../../base/cleanup.ts'
 import { Failure } from '../../base/failure.ts'
-import { backupEnvironment, openHypervisor, vmWriter } from '../../compose.ts'
+import { backupEnvironment, hostWriters, openHypervisor } from '../../compose.ts'
 import { failure } from '../../errors.ts'
 import { createRepository, openRepository, type Repository } from '../../repository/repository.ts'
 import { type BackupResult, type BackupSelection, backup, planBackup } from '../../requester/backup.ts'
+import { recoveryWays } from '../../vm/auto-recovery.ts'
 import type { Hypervisor } from '../../vm/hypervisor.ts'
 import { type BackupPolicy, consistencies, methodRequests } from '../../vm/method.ts'
 import { defaultLimits } from '../../vss/vocabulary.ts'
 import { type CommandContext, type Report, type Run, recoverFirst, repositoryDirectory } from '../command.ts'
 import { bytesText, countText, durationText, tableText } from '../output.ts'
+import { type ProfileOption, policyOf, profileOption } from '../policy-options.ts'
 import { openTimeline } from '../timeline.ts'
-import { backedUpColumns, backedUpRows, leftOut, remarks, sumOf, vmRecord } from '../vm-record.ts'
+import {
+  backedUpColumns,
+  backedUpRows,
+  howText,
+  leftOut,
+  recoveryLines,
+  remarks,
+  sumOf,
+  vmRecord,
+} from '../vm-record.ts'
 
-interface Options extends BackupPolicy {
+interface Options extends Omit<BackupPolicy, 'profile'>, ProfileOption {
   readonly all?: boolean
   readonly except: readonly string[]
   readonly freezeLimit?: number
@@ -32,8 +43,8 @@ export function addBackup(program: Command, run: Run): void {
       'Backs up VMs without interrupting them, into one recovery point: all of them or none.\n' +
         'A repository directory that is missing or empty is made into a repository by the first backup.',
     )
-    .argument('[vm...]', 'names or UUIDs')
-    .option('--all', 'every VM')
+    .argument('[vm...]', 'names or UUIDs; names of files of the host')
+    .option('--all', 'every VM, and all files of the host that are configured')
     .option('--except <vm...>', 'but not these', [])
     .addOption(new Option('--method <method>', 'how; for VMs that run').choices(methodRequests).default('auto'))
     .addOption(
@@ -46,6 +57,13 @@ export function addBackup(program: Command, run: Run): void {
         .choices(['vm', 'set'])
         .default('vm'),
     )
+    .addOption(profileOption())
+    .addOption(
+      new Option('--recovery <way>', 'how the copies of a child-snapshot are rolled back')
+        .choices(['auto', ...recoveryWays])
+        .default('auto'),
+    )
+    .option('--no-auto-recovery', 'never write to a copy; without it there is no child-snapshot')
     .option('--freeze-limit <ms>', `longest freeze in milliseconds, at most ${defaultLimits.freezeMs}`, freezeLimit)
     .option('--dry-run', 'tell what would be done and change nothing')
     .addHelpText(
@@ -54,7 +72,9 @@ export function addBackup(program: Command, run: Run): void {
 Examples:
   umbra backup web01 db01 --repository /backup
   umbra backup --all --except scratch --require filesystem
-  umbra backup db01 --method saved-state       memory and disks of one instant; the VM stands still for it`,
+  umbra backup db01 --method saved-state       memory and disks of one instant; the VM stands still for it
+  umbra backup db01 --method child-snapshot    the guest's own writers take part; it writes on meanwhile
+  umbra backup --all --profile 2012r2          as Windows Server 2012 R2 would`,
     )
     .action((names: string[], options: Options) =>
       run((context) => backupCommand(names, options, context), { unwinds: true }),
@@ -69,12 +89,16 @@ function freezeLimit(text: string): number {
 
 async function backupCommand(names: readonly string[], options: Options, context: CommandContext): Promise<Report> {
   const selection = select(names, options)
-  const { method, require, instant } = options
-  const policy = { method, require, instant }
+  const { method, require, instant, autoRecovery, recovery, profile } = options
+  const asked = { method, require, instant, autoRecovery, recovery }
+  const policy = policyOf(context.settings, profile === undefined ? asked : { ...asked, profile })
+  if (recovery !== 'auto' && method !== 'auto' && method !== 'child-snapshot') {
+    throw failure('USAGE', { reason: `--recovery goes with --method child-snapshot, not with ${method}` })
+  }
   const directory = repositoryDirectory(context.settings)
   await using hypervisor = await openHypervisor(context.settings)
   await recoverFirst(context, options.dryRun ? 'continue' : 'refuse')
-  const plan = () => planBackup(selection, [vmWriter(context.settings, hypervisor, policy)])
+  const plan = () => planBackup(selection, hostWriters(context.settings, hypervisor, policy))
   if (options.dryRun) return planReport(await plan(), directory, await isToBeMade(directory))
 
   await using repository = await openOrMakeRepository(directory, plan, context)
@@ -135,7 +159,8 @@ function planReport(plan: Awaited<ReturnType<typeof planBackup>>, directory: str
     const disks =
       vm.disks.map(({ target, sizeBytes }) => `${target} (${bytesText(sizeBytes)})`).join(', ') || 'no disks'
     return [
-      `${vm.name}: ${vm.method}, ${vm.consistency} consistency: ${vm.because}`,
+      `${vm.name}: ${howText(vm)}: ${vm.because}`,
+      ...recoveryLines(vm),
       `  ${disks}`,
       ...leftOut(vm).map((line) => `  ${line}`),
     ]

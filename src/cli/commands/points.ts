@@ -42,7 +42,9 @@ function pointDocument({ point, vms }: ListedPoint) {
   return {
     id: point.id,
     createdAt: point.createdAt.toISOString(),
-    vms: vms.map(({ name, uuid, method, consistency, disks }) => ({ name, uuid, method, consistency, disks })),
+    vms: vms.map(({ name, uuid, method, recovery, consistency, disks }) => {
+      return { name, uuid, method, ...(recovery && { recovery: recovery.way }), consistency, disks }
+    }),
     ...sizes({ point, vms }),
   }
 }

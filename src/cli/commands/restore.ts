@@ -13,6 +13,7 @@ import { choosePoint } from '../choose-point.ts'
 import { type CommandContext, openSettledRepository, type Report, type Run, recoverFirst } from '../command.ts'
 import { durationText } from '../output.ts'
 import { openTimeline } from '../timeline.ts'
+import { backupContent, howText, isCalled, type VmRecord } from '../vm-record.ts'
 
 interface Options {
   readonly vm: readonly string[]
@@ -34,7 +35,7 @@ export function addRestore(program: Command, run: Run): void {
     .argument('<point>', 'id, its beginning, its last four letters, or latest')
     .option(
       '--vm <name>',
-      'only this VM, by name or UUID; may be repeated',
+      'only this VM (by name or UUID) or these files; may be repeated',
       (name, names: string[]) => [...names, name],
       [],
     )
@@ -72,7 +73,9 @@ async function restoreCommand(wanted: string, options: Options, context: Command
   const environment = await restoreEnvironment(settings, hypervisor, repository, signal)
   if (options.dryRun) {
     const { plans } = await planRestore(point, options.vm, request, environment.planner)
-    return planReport(point.id, plans)
+    const { vms } = backupContent(point.content)
+    const how = vms.filter((vm) => options.vm.length === 0 || options.vm.some((name) => isCalled(vm, name)))
+    return planReport(point.id, plans, how)
   }
   const result = await restore(point, options.vm, request, {
     ...environment,
@@ -104,7 +107,11 @@ async function checkNetworks(mapped: Options['network'], hypervisor: Hypervisor)
   throw failure('USAGE', { reason: `--network: there is no network ${unknown.join(', ')}; there are: ${there}` })
 }
 
-function planReport(recoveryPoint: string, plans: readonly ComponentRestorePlan[]): Report {
+function planReport(
+  recoveryPoint: string,
+  plans: readonly ComponentRestorePlan[],
+  backedUp: readonly VmRecord[],
+): Report {
   const vms = plans.map(({ caption, targets, steps, warnings, obstacles }) => ({
     name: caption,
     files: targets.map(({ path }) => path),
@@ -113,6 +120,7 @@ function planReport(recoveryPoint: string, plans: readonly ComponentRestorePlan[
     obstacles,
   }))
   const possible = vms.every(({ obstacles }) => obstacles.length === 0)
+  const origin = backedUp.map((vm) => `${vm.name} was backed up by ${howText(vm)}`)
   const lines = vms.flatMap(({ name, steps, warnings, obstacles }) => [
     `${name}:`,
     ...steps.map((step, index) => `  ${index + 1}. ${step}`),
@@ -122,7 +130,7 @@ function planReport(recoveryPoint: string, plans: readonly ComponentRestorePlan[
   const last = possible ? 'nothing was changed' : 'this restore is not possible; nothing was changed'
   return {
     document: { dryRun: true, recoveryPoint, possible, vms },
-    text: [`restoring ${recoveryPoint} would do this:`, ...lines, last].join('\n'),
+    text: [`restoring ${recoveryPoint} would do this:`, ...origin, ...lines, last].join('\n'),
     exitCode: possible ? 0 : 1,
   }
 }

@@ -7,7 +7,15 @@ import { choosePoint } from '../choose-point.ts'
 import { type CommandContext, openSettledRepository, type Report, type Run, recoverFirst } from '../command.ts'
 import { durationText, tableText, timeText } from '../output.ts'
 import { eventLine } from '../timeline.ts'
-import { backedUpColumns, backedUpRows, backupContent, conditionLines, remarks } from '../vm-record.ts'
+import {
+  backedUpColumns,
+  backedUpRows,
+  backupContent,
+  conditionLines,
+  identity,
+  recoveryLines,
+  remarks,
+} from '../vm-record.ts'
 
 export function addShow(program: Command, run: Run): void {
   program
@@ -30,7 +38,7 @@ async function show(wanted: string, context: CommandContext): Promise<Report> {
     tableText(backedUpColumns, vms.flatMap(backedUpRows), context.screen.width),
     '',
     ...vms.flatMap(remarks),
-    ...vms.flatMap((vm) => ['', `${vm.name} (${vm.uuid}) was ${vm.power}`, ...conditionLines(vm)]),
+    ...vms.flatMap((vm) => ['', identity(vm), ...recoveryLines(vm), ...conditionLines(vm)]),
     '',
     ...events.map(eventLine),
   ].join('\n')

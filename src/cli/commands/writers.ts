@@ -3,14 +3,15 @@
  */
 import type { Command } from 'commander'
 import { describeError, Failure } from '../../base/failure.ts'
-import { openHypervisor, vmWriter } from '../../compose.ts'
+import { hostWriters, openHypervisor } from '../../compose.ts'
 import { refOf } from '../../vss/components.ts'
 import type { Writer } from '../../vss/writer.ts'
 import { type CommandContext, type Report, type Run, recoverFirst } from '../command.ts'
+import { type ProfileOption, policyOf, profileOption } from '../policy-options.ts'
 import { version } from '../version.ts'
 import { type ListedWriter, renderWriters, renderWritersDetailed } from '../writers-listing.ts'
 
-interface Options {
+interface Options extends ProfileOption {
   readonly detailed?: true
 }
 
@@ -20,15 +21,18 @@ export function addWriters(program: Command, run: Run): void {
     .summary('list the VSS writers and their states')
     .description('Lists the VSS writers in the shape of `vssadmin list writers`, in detail in that of DiskShadow.')
     .option('--detailed', 'with components, files and volumes')
+    .addOption(profileOption())
     .action((options: Options) => run((context) => writers(options, context)))
 }
 
-async function writers({ detailed }: Options, context: CommandContext): Promise<Report> {
+async function writers({ detailed, profile }: Options, context: CommandContext): Promise<Report> {
   const { settings, screen } = context
   await using hypervisor = await openHypervisor(settings)
   await recoverFirst(context, 'continue')
-  const policy = { method: 'auto', require: 'crash', instant: 'vm' } as const
-  const listed = [await identify(vmWriter(settings, hypervisor, policy), screen.note)]
+  const policy = policyOf(settings, profile === undefined ? {} : { profile })
+  const listed = await Promise.all(
+    hostWriters(settings, hypervisor, policy).map((writer) => identify(writer, screen.note)),
+  )
   const render = detailed === true ? renderWritersDetailed : renderWriters
   return { document: { writers: listed.map(documentOf) }, text: render(listed, version()).trimEnd() }
 }
