@@ -29,7 +29,10 @@ export interface Recovery {
   readonly tell: (detail: string) => void
 }
 
-/** Rolls back all copies of one VM, all or none; what it began it has ended when it resolves or rejects. */
-export type Recover = (recovery: Recovery) => Promise<void>
+/**
+ * Rolls back all copies of one VM, all or none; what it began it has ended when it resolves or rejects. Answers with the way
+ * that did it, which is another one when reading did not understand what it saw.
+ */
+export type Recover = (recovery: Recovery) => Promise<RecoveryWay>
 
 export type AutoRecovery = Readonly<Record<RecoveryWay, Recover>>

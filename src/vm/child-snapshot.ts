@@ -20,6 +20,7 @@ export function childSnapshot(context: MethodContext): MethodRun {
   const requestor = hypervisor.requestor(facts.uuid)
   let step: UndoStep | undefined
   let hold: GuestHold = { frozenMs: 0, commitMs: 0 }
+  let { way } = recovery
   let recoveryMs = 0
 
   const release = async () => {
@@ -50,7 +51,7 @@ export function childSnapshot(context: MethodContext): MethodRun {
       invariant(autoRecovery !== undefined, 'a backup has its ways of auto-recovery')
       await requestor.status(set) // the areas have lasted until the host's instant
       const releasing = releaseIfPossible()
-      if (recovery.way === 'in-guest') await releasing // its LVM refuses changes while the copies are attached
+      if (way === 'in-guest') await releasing // its LVM refuses changes while the copies are attached
       const beganMs = clock.monotonicMs()
       try {
         const concerned = recovery.disks.map(({ target }) => {
@@ -58,12 +59,12 @@ export function childSnapshot(context: MethodContext): MethodRun {
           invariant(copy !== undefined, `the copy of ${target} can be recovered`)
           return copy
         })
-        await autoRecovery[recovery.way]({ vm: facts, set, copies: concerned, undo, signal: context.signal, tell })
+        way = await autoRecovery[way]({ vm: facts, set, copies: concerned, undo, signal: context.signal, tell })
+        recoveryMs = clock.monotonicMs() - beganMs
       } finally {
         await releasing
       }
-      recoveryMs = clock.monotonicMs() - beganMs
-      tell(`copies rolled back to the guest's snapshot (${recovery.way}) in ${Math.round(recoveryMs)} ms`)
+      tell(`copies rolled back to the guest's snapshot (${way}) in ${Math.round(recoveryMs)} ms`)
     },
 
     abort: release,
@@ -71,7 +72,7 @@ export function childSnapshot(context: MethodContext): MethodRun {
     outcome(): MethodOutcome {
       return {
         consistency: plan.consistency,
-        reasons: [`the guest took its own snapshot; its copies were rolled back to it ${recovery.way}`],
+        reasons: [`the guest took its own snapshot; its copies were rolled back to it ${way}`],
         freezeMs: hold.frozenMs,
         heldMs: hold.commitMs,
         pausedMs: 0,

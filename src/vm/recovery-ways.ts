@@ -43,9 +43,20 @@ export function openAutoRecovery(tools: RecoveryTools): OpenAutoRecovery {
     helper ??= tools.startHelperVm()
     return helper
   }
+  const byReading = told('by-reading', (recovery) => recoverByReading(tools, recovery))
+  const onHost = told('on-host', (recovery) => recoverOnHost(theHelper, recovery))
   return {
-    'by-reading': told('by-reading', (recovery) => recoverByReading(tools, recovery)),
-    'on-host': told('on-host', (recovery) => recoverOnHost(theHelper, recovery)),
+    async 'by-reading'(recovery) {
+      try {
+        return await byReading(recovery)
+      } catch (error) {
+        // Nothing was written: then somebody else may try.
+        if (!notUnderstood(error)) throw error
+        recovery.tell(`not rolled back by reading: ${describeError(error)}`)
+        return await onHost(recovery)
+      }
+    },
+    'on-host': onHost,
     'in-guest': told('in-guest', (recovery) => recoverInGuest(tools, recovery)),
     async [Symbol.asyncDispose]() {
       const started = await helper?.catch(() => undefined)
@@ -54,11 +65,15 @@ export function openAutoRecovery(tools: RecoveryTools): OpenAutoRecovery {
   }
 }
 
+const notUnderstood = (error: unknown): boolean =>
+  error instanceof Failure && error.cause instanceof Failure && error.cause.code === 'VOLUMES_NOT_UNDERSTOOD'
+
 /** Every failure says which VM and which way, except one that already says more. */
-function told(way: RecoveryWay, recover: Recover): Recover {
+function told(way: RecoveryWay, recover: (recovery: Recovery) => Promise<void>): Recover {
   return async (recovery) => {
     try {
       await recover(recovery)
+      return way
     } catch (error) {
       if (error instanceof Failure && error.code === 'GUEST_SET_LOST') throw error
       throw failure('RECOVERY_FAILED', { vm: recovery.vm.name, way, reason: describeError(error) }, error)

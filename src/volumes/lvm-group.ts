@@ -29,7 +29,6 @@ const groupShape = z.looseObject({
   status: words,
   flags: words,
   extent_size: count.min(1),
-  system_id: z.string().optional(),
   lock_type: z.string().optional(),
   physical_volumes: z.record(
     z.string(),
@@ -77,7 +76,6 @@ export function obstacleOf({ name, shape }: Group): string | undefined {
   if (marks.includes('CLUSTERED')) return `the group ${name} is clustered`
   if (marks.includes('PARTIAL')) return `the group ${name} is partial`
   if (!marks.includes('WRITE')) return `the group ${name} is read-only`
-  if (shape.system_id) return `the group ${name} is foreign: it belongs to the system ${shape.system_id}`
   if (shape.lock_type && shape.lock_type !== 'none') return `the group ${name} is shared (${shape.lock_type})`
   const missing = Object.values(shape.physical_volumes).some((pv) => [...pv.status, ...pv.flags].includes('MISSING'))
   return missing ? `a physical volume of the group ${name} was missing when it was last changed` : undefined

@@ -30,7 +30,7 @@ import { VmWriter } from '../../src/vm/vm-writer.ts'
 import type { RestoreRequest } from '../../src/vss/restore-plan.ts'
 import { defaultLimits, type SessionEvent } from '../../src/vss/vocabulary.ts'
 import { FaultPlan, faulty } from '../sim/faulty.ts'
-import { simAutoRecovery } from '../sim/sim-recovery.ts'
+import { simRecoveryTools } from '../sim/sim-recovery.ts'
 import { type SimVmSpec, type SimWorld, simulatedWorld } from '../sim/sim-world.ts'
 import { FaultClock, idle, stuck } from './fault-clock.ts'
 import { closeFilesOf, withFaultyFiles } from './faulty-files.ts'
@@ -318,21 +318,9 @@ export class Incarnation {
     return faulty({ make: world.makeWritableCopy.bind(world) }, this.plan, 'layers')
   }
 
-  /** Reverting inside the guest is the product's own; the other ways are simulated. */
   #openAutoRecovery(): OpenAutoRecovery {
-    const { world } = this.host
-    const none = () => {
-      throw new Error('simulated in another way')
-    }
-    const tools = { hypervisor: this.hypervisor, clock: this.#clock, openWritable: none, revertByReading: none }
-    const real = openAutoRecovery({ ...tools, restoreFsid: none, startHelperVm: none })
-    const simulated = faulty(simAutoRecovery(world), this.plan, 'recovery')
-    return {
-      'by-reading': (recovery) => simulated['by-reading'](recovery),
-      'on-host': (recovery) => simulated['on-host'](recovery),
-      'in-guest': real['in-guest'],
-      [Symbol.asyncDispose]: () => real[Symbol.asyncDispose](),
-    }
+    const tools = faulty(simRecoveryTools(this.host.world), this.plan, 'recovery')
+    return openAutoRecovery({ ...tools, hypervisor: this.hypervisor, clock: this.#clock })
   }
 
   async #createImage(path: string, format: string, sizeBytes: number): Promise<BlockSink> {

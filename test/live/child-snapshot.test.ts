@@ -100,9 +100,10 @@ describe('child VM snapshots of real guests', { skip: skipLive, timeout: 900_000
       if (layout !== 'lvm') return
 
       it('not rolled back at all, holds records from the gap: the test above would see them', async () => {
-        const nothing = async () => undefined
+        const nothing = async () => 'by-reading' as const
         const none = { 'by-reading': nothing, 'on-host': nothing, 'in-guest': nothing }
-        const result = await backUpWith(stage, layout, () => ({ ...none, [Symbol.asyncDispose]: nothing }))
+        const close = async () => undefined
+        const result = await backUpWith(stage, layout, () => ({ ...none, [Symbol.asyncDispose]: close }))
         const hold = await lastHold(stage, vm)
         const verdict = await verdictOfCopy(stage, result.recoveryPoint, vm, { traces: true })
         assert.equal(verdict.quiesced, false)
@@ -196,7 +197,7 @@ function comparing(real: OpenAutoRecovery): OpenAutoRecovery {
       for (const [index, image] of other.entries()) assertSameVolumes(first[index], image)
     }
     for (const image of [...results.values()].flat()) execFileSync('rm', [fileOf(image)])
-    await real['by-reading'](recovery)
+    return await real['by-reading'](recovery)
   }
   return { ...real, 'by-reading': compare, [Symbol.asyncDispose]: () => real[Symbol.asyncDispose]() }
 }

@@ -1,12 +1,10 @@
 /**
  * The host's side of auto-recovery in the simulated world: what the guest's set holds for each copy is written into the
- * copy, under the locks QEMU would take. `simRecoveryTools` is what the product's own ways of recovery work with,
- * `simAutoRecovery` two of these ways as a whole. Wrap either with `faulty(…, plan, 'recovery')`, and the fault matrix
- * hits every step.
+ * copy, under the locks QEMU would take. The product's own ways of recovery work with it; wrapped with
+ * `faulty(…, plan, 'recovery')` the fault matrix hits every step.
  */
 import { describeError } from '../../src/base/failure.ts'
 import { failure } from '../../src/errors.ts'
-import type { AutoRecovery, Recovery } from '../../src/vm/auto-recovery.ts'
 import type { DiskImage } from '../../src/vm/hypervisor.ts'
 import type { HelperVm, RecoveryTools, WritableDevice, WritableImages } from '../../src/vm/recovery-ways.ts'
 import { storageKey } from './sim-disk.ts'
@@ -56,33 +54,6 @@ export function simRecoveryTools(world: SimWorld): Omit<RecoveryTools, 'hypervis
         [Symbol.asyncDispose]: () => world.called(),
       }
     },
-  }
-}
-
-/** By reading, and on the host, each in one call. */
-export function simAutoRecovery(world: SimWorld): Pick<AutoRecovery, 'by-reading' | 'on-host'> {
-  const rollBack = async (way: string, { vm, set, copies, signal, tell }: Recovery) => {
-    try {
-      signal.throwIfAborted()
-      await using images = openAll(
-        world,
-        copies.map(({ target, image }) => ({ name: target, image })),
-      )
-      const devices = await Promise.all(copies.map(({ target }) => images.open(target)))
-      await revertAll(
-        world,
-        vm.name,
-        set,
-        devices.map((device) => ({ device, image: imageOf(device) })),
-      )
-    } catch (error) {
-      throw failure('RECOVERY_FAILED', { vm: vm.name, way, reason: describeError(error) }, error)
-    }
-    for (const { target } of copies) tell(`${target} is as it was at the guest's instant`)
-  }
-  return {
-    'by-reading': (recovery) => rollBack('by-reading', recovery),
-    'on-host': (recovery) => rollBack('on-host', recovery),
   }
 }
 
