@@ -1,7 +1,7 @@
 /**
  * bench/fleet: one snapshot set of 10, 100 and 1000 simulated VMs (A3). The VMs cost nothing and answer after a few
  * milliseconds, so that what is left is Umbra's own: planning, freezing in waves, memory and time per VM. Run it by hand:
- * `bench/fleet [--instants-at-once N] [VMS...]`.
+ * `bench/fleet [--method METHOD] [--instants-at-once N] [VMS...]`.
  */
 import { mkdtemp, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
@@ -11,10 +11,12 @@ import { systemClock } from '../src/base/clock.ts'
 import { OverlayProvider } from '../src/libvirt/overlay-provider.ts'
 import { createRepository } from '../src/repository/repository.ts'
 import { backup, planBackup } from '../src/requester/backup.ts'
-import { defaultPolicy } from '../src/vm/method.ts'
+import { defaultPolicy, type MethodRequest } from '../src/vm/method.ts'
+import { openAutoRecovery } from '../src/vm/recovery-ways.ts'
 import { vmUndoHandlers } from '../src/vm/undo.ts'
 import { VmWriter } from '../src/vm/vm-writer.ts'
 import { defaultLimits } from '../src/vss/vocabulary.ts'
+import { simRecoveryTools } from '../test/sim/sim-recovery.ts'
 import { type SimVmSpec, simulatedWorld } from '../test/sim/sim-world.ts'
 
 const answerMs = 5
@@ -30,7 +32,7 @@ interface Row {
   readonly heapMiB: number
 }
 
-async function measureFleet(count: number, instantsAtOnce: number): Promise<Row> {
+async function measureFleet(count: number, method: MethodRequest, instantsAtOnce: number): Promise<Row> {
   const directory = await mkdtemp(join(tmpdir(), 'umbra-fleet-'))
   await using _directory = { [Symbol.asyncDispose]: () => rm(directory, { recursive: true, force: true }) }
   const names = Array.from({ length: count }, (_, index) => `vm${String(index).padStart(4, '0')}`)
@@ -38,7 +40,13 @@ async function measureFleet(count: number, instantsAtOnce: number): Promise<Row>
   await using world = simulatedWorld(vms, { clock: systemClock, stepsPerCall: 0, directory })
   const { hypervisor } = world
   await using repository = await createRepository(join(directory, 'repository'), { chunkSizeBytes: 64 * 1024 })
-  const writer = new VmWriter({ hypervisor, policy: defaultPolicy, workDirectory: join(directory, 'work') })
+  const tools = { ...simRecoveryTools(world), hypervisor, clock: systemClock }
+  const writer = new VmWriter({
+    hypervisor,
+    policy: { ...defaultPolicy, method },
+    workDirectory: join(directory, 'work'),
+    openAutoRecovery: () => openAutoRecovery(tools),
+  })
   const provider = new OverlayProvider({
     hypervisor,
     openImages: async (images) => {
@@ -49,7 +57,7 @@ async function measureFleet(count: number, instantsAtOnce: number): Promise<Row>
       const lasting = (name: string) => ({ ...open.get(name), [Symbol.asyncDispose]: async () => undefined })
       return { open: async (name) => lasting(name) as never, [Symbol.asyncDispose]: close }
     },
-    makeLayer: async () => undefined,
+    makeLayer: (path, base, sizeBytes) => world.makeWritableCopy(path, base, sizeBytes),
     overlayDirectory: join(directory, 'overlays'),
   })
   globalThis.gc?.()
@@ -82,7 +90,8 @@ async function measureFleet(count: number, instantsAtOnce: number): Promise<Row>
       },
     },
   )
-  const at = (name: string) => result.events.find(({ event }) => event === name)?.atMs ?? 0
+  const at = (name: string) => // the guests have events of their own
+    result.events.find(({ event, writer: who }) => event === name && who === writer.name)?.atMs ?? 0
   const freezes = result.vms.map(({ freezeMs }) => Number(freezeMs))
   return {
     vms: count,
@@ -96,13 +105,18 @@ async function measureFleet(count: number, instantsAtOnce: number): Promise<Row>
 
 const { values, positionals } = parseArgs({
   allowPositionals: true,
-  options: { 'instants-at-once': { type: 'string', default: '8' } },
+  options: {
+    'instants-at-once': { type: 'string', default: '8' },
+    method: { type: 'string', default: 'guest-freeze' },
+  },
 })
 const counts = positionals.length > 0 ? positionals.map(Number) : [10, 100, 1000]
-console.log(`${values['instants-at-once']} instants side by side; every guest answers after ${answerMs} ms`)
+console.log(
+  `${values.method}; ${values['instants-at-once']} instants side by side; every guest answers after ${answerMs} ms`,
+)
 console.log('   VMs  plan/VM  create/VM  longest freeze  whole/VM  heap/VM')
 for (const count of counts) {
-  const row = await measureFleet(count, Number(values['instants-at-once']))
+  const row = await measureFleet(count, values.method as MethodRequest, Number(values['instants-at-once']))
   const each = (ms: number) => `${(ms / count).toFixed(1)} ms`
   const cells = [
     String(count).padStart(6),

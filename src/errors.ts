@@ -73,6 +73,11 @@ export const errorCatalogue = {
     'retry',
     507,
   ),
+  VOLUME_COPY_FAILED: entry(
+    'the copy {path}: {reason}',
+    'Put right what is named; umbra recover tries again to remove a copy that is left.',
+    'retry',
+  ),
   VSS_INVALID_XML_DOCUMENT: entry(
     '{document} is not a valid VSS document: {reason}',
     'The document is damaged; verify the recovery point.',

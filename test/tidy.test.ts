@@ -44,6 +44,7 @@ const mayImport: Readonly<Record<string, readonly string[]>> = {
   repository: ['repository', 'disk/block-device.ts', 'base', 'errors.ts'],
   files: ['files', 'vss', 'disk', 'base', 'errors.ts'],
   libvirt: ['libvirt', 'vm/hypervisor.ts', 'vm/guest-requestor.ts', 'vss', 'disk', 'base', 'errors.ts'],
+  'host-volumes': ['host-volumes', 'vm/hypervisor.ts', 'vss', 'disk', 'base', 'errors.ts', 'libvirt/run-command.ts'],
   cluster: ['cluster', 'vm/hypervisor.ts', 'vss', 'base', 'errors.ts', 'libvirt/run-command.ts'],
   requester: ['requester', 'vss', 'disk', 'repository', 'base', 'errors.ts'],
   server: ['server', 'requester', 'vss', 'repository', 'base', 'compose.ts', 'config.ts', 'errors.ts'],

@@ -87,7 +87,6 @@ describe('umbra vms NAME', () => {
     met    overlays lie on the same volume as the disks: each beside its image file
   for auto-recovery in-guest:
     unmet  copies can be hot-added over SCSI: the VM has no virtio-scsi controller
-    met    no thin volume in the guest: none
   disk   sda: 977 KiB, /images/web01-sda.qcow2`,
     )
   })

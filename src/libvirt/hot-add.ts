@@ -4,7 +4,9 @@
  * definition. Always on a virtio-scsi controller, at an address that we choose: left to itself, libvirt derives the
  * controller from the name of the target, and would want one that the VM does not have.
  */
+
 import { setTimeout as sleep } from 'node:timers/promises'
+import { systemClock } from '../base/clock.ts'
 import { describeError, invariant } from '../base/failure.ts'
 import { failure } from '../errors.ts'
 import type { AttachedCopy, DiskImage } from '../vm/hypervisor.ts'
@@ -100,11 +102,11 @@ export async function detachCopy(
   serial: string,
   limitMs = usualLimitMs,
 ): Promise<void> {
-  const giveUpAt = performance.now() + limitMs
+  const giveUpAt = systemClock.monotonicMs() + limitMs
   for (let trouble: unknown, pauseMs = 50; ; pauseMs = Math.min(2 * pauseMs, 1000)) {
     const disk = await attachedAs(domains, uuid, serial)
     if (disk === undefined) return
-    if (performance.now() > giveUpAt) {
+    if (systemClock.monotonicMs() > giveUpAt) {
       const why = trouble === undefined ? 'the VM has not let go of it' : describeError(trouble)
       const reason = `the copy ${serial} is still attached after ${Math.round(limitMs / 1000)} s: ${why}`
       throw failure('HYPERVISOR_REFUSED', { call: 'detach', vm: domains.nameOf(uuid), reason }, trouble)

@@ -6,8 +6,9 @@
  */
 import type { UndoStep } from '../base/cleanup.ts'
 import { describeError, invariant } from '../base/failure.ts'
+import { failure } from '../errors.ts'
 import type { AutoRecovery, WritableCopy } from './auto-recovery.ts'
-import { guestSetName } from './guest-requestor.ts'
+import { guestSetName, type ShadowStorage } from './guest-requestor.ts'
 import { type GuestHold, runGuestSession } from './guest-session.ts'
 import type { Hypervisor } from './hypervisor.ts'
 import type { MethodContext, MethodOutcome, MethodRun } from './method-run.ts'
@@ -37,6 +38,12 @@ export function childSnapshot(context: MethodContext): MethodRun {
       (error) => tell(`the guest has not released its snapshot yet: ${describeError(error)}`),
     )
 
+  const checkAreas = (areas: readonly ShadowStorage[]) => {
+    const missing = recovery.volumes.filter((volume) => !areas.some(({ where }) => where === volume))
+    if (missing.length === 0) return
+    throw failure('GUEST_SET_LOST', { vm: facts.name, reason: `it has none of ${missing.join(', ')}` })
+  }
+
   return {
     async prepareForSnapshot() {
       step = await undo.defer({ undo: 'release-guest', vm: facts.uuid, name: facts.name, set })
@@ -49,7 +56,7 @@ export function childSnapshot(context: MethodContext): MethodRun {
 
     async postSnapshot(copies: readonly WritableCopy[], autoRecovery: AutoRecovery | undefined) {
       invariant(autoRecovery !== undefined, 'a backup has its ways of auto-recovery')
-      await requestor.status(set) // the areas have lasted until the host's instant
+      checkAreas(await requestor.status(set)) // they have lasted until the host's instant
       const releasing = releaseIfPossible()
       if (way === 'in-guest') await releasing // its LVM refuses changes while the copies are attached
       const beganMs = clock.monotonicMs()

@@ -77,6 +77,8 @@ export interface RecoveryPlan {
   readonly because: string
   /** The disks that a snapshot of the guest lies on. */
   readonly disks: readonly { readonly target: string; readonly because: string }[]
+  /** The volumes of the guest that have to have a snapshot, as the guest names them. */
+  readonly volumes: readonly string[]
 }
 
 export interface MethodPlan {

@@ -45,14 +45,15 @@ export function chooseRecovery(
     const held = volumes.filter(({ targets }) => targets.includes(target))
     return held.length === 0 ? [] : [{ target, because: `holds ${listText(held.map(volumeText))}` }]
   })
+  const what = { disks: rolledBack, volumes: volumes.map(({ where }) => where) }
   if (recovery !== 'auto') {
-    return { plan: { way: wanted, because: 'asked for', disks: rolledBack }, conditions, obstacles: unmet }
+    return { plan: { way: wanted, because: 'asked for', ...what }, conditions, obstacles: unmet }
   }
   const [reason] = unmet
   const plan: RecoveryPlan =
     reason === undefined
-      ? { way: wanted, because: becauseOf[wanted], disks: rolledBack }
-      : { way: 'on-host', because: `not ${wanted}: ${reason}`, disks: rolledBack }
+      ? { way: wanted, because: becauseOf[wanted], ...what }
+      : { way: 'on-host', because: `not ${wanted}: ${reason}`, ...what }
   return { plan, conditions, obstacles: [] }
 }
 
@@ -72,8 +73,7 @@ function conditionsOf(way: RecoveryWay, vm: VmFacts, volumes: readonly GuestVolu
         },
       ]
     }
-    case 'in-guest': {
-      const thin = volumes.filter(({ kind }) => kind === 'thin')
+    case 'in-guest':
       return [
         {
           name: 'copies can be hot-added over SCSI',
@@ -81,17 +81,7 @@ function conditionsOf(way: RecoveryWay, vm: VmFacts, volumes: readonly GuestVolu
           detail: vm.hotAddsScsi ? 'the VM has a virtio-scsi controller' : 'the VM has no virtio-scsi controller',
           neededFor,
         },
-        {
-          name: 'no thin volume in the guest',
-          met: thin.length === 0,
-          detail:
-            thin.length === 0
-              ? 'none'
-              : `thin volumes can not be rolled back inside the guest: ${listText(thin.map(volumeText))}`,
-          neededFor,
-        },
       ]
-    }
   }
 }
 

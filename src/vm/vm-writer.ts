@@ -218,7 +218,7 @@ export class VmWriter implements Writer {
       notifyOnBackupComplete: false,
       flags: plan.method === 'child-snapshot' ? backupRecoveryFlag : 0,
       files,
-      volumes: plan.disks.map((disk) => volumeOf(facts, disk)),
+      volumes: plan.disks.map((disk) => volumeOf(facts, plan, disk)),
       instant: policy.instant === 'set' ? 'set' : facts.uuid,
       plan: planMetadata(facts, plan),
       obstacles: plan.obstacles,
@@ -260,7 +260,7 @@ function writableCopies(copies: readonly ShadowCopy[], { facts }: VmInSet, windo
 const copiesOf = ({ disks, recovery }: MethodPlan): string =>
   [recovery?.way ?? '', ...disks.map(({ target, location }) => `${target}=${location}`)].join(' ')
 
-function volumeOf(facts: VmFacts, disk: VmFacts['disks'][number]): Volume {
+function volumeOf(facts: VmFacts, { method }: MethodPlan, disk: VmFacts['disks'][number]): Volume {
   return {
     id: `${facts.uuid}/${disk.target}`,
     component: facts.uuid,
@@ -271,6 +271,8 @@ function volumeOf(facts: VmFacts, disk: VmFacts['disks'][number]): Volume {
       vm: facts.uuid,
       target: disk.target,
       power: facts.power,
+      /** The VM does not write while the copies are made, whatever it does afterwards. */
+      atRest: method === 'offline' || method === 'saved-state',
       location: disk.location,
       sizeBytes: disk.sizeBytes,
       image: disk.image as unknown as JsonObject,

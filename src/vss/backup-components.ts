@@ -137,7 +137,8 @@ export class BackupComponents implements AsyncDisposable {
     const settled = await settleAll(
       volumes,
       async ({ volume, attributes }) => {
-        const provider = chooseProvider(this.#service.providers, volume)
+        const chosen = chooseProvider(this.#service.providers, volume)
+        const provider = await this.#inTime(`the choice of a provider for ${volume.caption} ${volume.name}`, chosen)
         if (provider === undefined)
           throw failure('VSS_VOLUME_NOT_SUPPORTED', { volume: `${volume.caption} ${volume.name}` })
         this.#volumes.set(provider, [...(this.#volumes.get(provider) ?? []), volume])

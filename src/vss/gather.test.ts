@@ -140,11 +140,11 @@ describe('the providers of a set', () => {
 describe("VSS's choice of a provider", () => {
   const scoring = (name: string, score: number) => ({ name, supports: () => score }) as unknown as Provider
 
-  test('is the most specific that can, and the first of equals', () => {
+  test('is the most specific that can, and the first of equals', async () => {
     const [none, general, specific, equal] = [scoring('n', 0), scoring('g', 1), scoring('s', 5), scoring('e', 5)]
-    assert.equal(chooseProvider([none, general, specific, equal], volume), specific)
-    assert.equal(chooseProvider([general, none], volume), general)
-    assert.equal(chooseProvider([none], volume), undefined)
-    assert.equal(chooseProvider([], volume), undefined)
+    assert.equal(await chooseProvider([none, general, specific, equal], volume), specific)
+    assert.equal(await chooseProvider([general, none], volume), general)
+    assert.equal(await chooseProvider([none], volume), undefined)
+    assert.equal(await chooseProvider([], volume), undefined)
   })
 })

@@ -27,6 +27,8 @@ export interface ShadowCopy {
   readonly id: string
   readonly volume: Volume
   readonly provider: string
+  /** Where the copied file or directory lies on this host, read-only; undefined where the copy is no file. */
+  readonly path?: string
   /** Opens the copy for reading; the caller disposes it before the set is deleted. */
   open(): Promise<BlockSource>
   /**
@@ -56,7 +58,7 @@ export interface Provider {
   readonly id: string
   readonly name: string
   /** 0: can not; larger: more specific. VSS's rule: the most specific provider that can makes the copy. */
-  supports(volume: Volume): number
+  supports(volume: Volume): number | Promise<number>
   /** `attributes`: a sum of snapshotAttributes. */
   beginPrepareSnapshot(session: ProviderSession, volume: Volume, attributes: number): Promise<void>
   /** All slow work ends here; every undo of the commit is registered. */
@@ -76,10 +78,8 @@ export interface Provider {
 }
 
 /** VSS's choice: the most specific provider that supports the volume, the first of equals; undefined if none does. */
-export function chooseProvider(providers: readonly Provider[], volume: Volume): Provider | undefined {
-  let best: Provider | undefined
-  for (const provider of providers) {
-    if (provider.supports(volume) > (best?.supports(volume) ?? 0)) best = provider
-  }
-  return best
+export async function chooseProvider(providers: readonly Provider[], volume: Volume): Promise<Provider | undefined> {
+  const answers = await Promise.all(providers.map((provider) => provider.supports(volume)))
+  const most = Math.max(0, ...answers)
+  return most === 0 ? undefined : providers[answers.indexOf(most)]
 }

@@ -37,9 +37,9 @@ export function providerContract(name: string, open: () => Promise<ProviderSubje
   describe(`${name} as a provider`, () => {
     test('supports its own volumes and no others', async () => {
       await using subject = await open()
-      for (const volume of subject.volumes) assert.ok(subject.provider.supports(volume) > 0)
+      for (const volume of subject.volumes) assert.ok((await subject.provider.supports(volume)) > 0)
       const strange: Volume = { id: 's', component: 's', caption: 's', name: 's', properties: { kind: 'strange' } }
-      assert.equal(subject.provider.supports(strange), 0)
+      assert.equal(await subject.provider.supports(strange), 0)
     })
 
     test('its copies hold the content of the instant, whatever is written afterwards', async () => {
