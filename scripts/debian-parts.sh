@@ -1,4 +1,4 @@
-# For builds of small Linux systems from Debian packages (helper-vm/build): bash functions, to be sourced.
+# For builds of small Linux systems from Debian packages (sample-guest/build, helper-vm/build): bash functions, to be sourced.
 #
 # The caller sets, before it calls anything: `cache` (its directory), `wanted` (the packages it names), `what` (its own name
 # for messages). `resolve_packages` fills `versions` and `kernel_package`; `unpack_packages` fills `work`, a directory that
@@ -8,6 +8,8 @@
 export LC_ALL=C SOURCE_DATE_EPOCH=1735689600
 export PATH="$PATH:/usr/sbin:/sbin"
 packages=
+sources=
+out=
 versions=
 kernel_package=
 release=
@@ -61,6 +63,31 @@ update_lists() {
   [ "$(id -u)" = 0 ] || return 1
   say 'updates the package lists'
   apt-get -q update -o Acquire::Retries=2 -o Acquire::http::Timeout=30 >&2 </dev/null
+}
+
+# The directory of a build is named after the caller's `sources` and the versions of the packages.
+name_out() { out=$cache/$sources-$(hash_of <<<"$versions"); }
+# Into `out`; ends the shell with the answer when the build is there already.
+choose_out() {
+  local newest
+  if ! resolve_packages && ! { update_lists && resolve_packages; }; then
+    newest=$(ls -dt "$cache/$sources"-* 2>/dev/null | head -n 1) # offline: what these sources gave last time
+    [ -n "$newest" ] || fail 'apt does not know the packages: run apt-get update'
+    echo "$newest"
+    exit 0
+  fi
+  name_out
+  [ -e "$out/complete" ] || return 0
+  echo "$out"
+  exit 0
+}
+# The images take their place, and their directory is the answer.
+keep_images() {
+  echo "$kernel_package" >"$work/images/complete"
+  rm -rf "$out"
+  mv "$work/images" "$out"
+  say "built in $(($(date +%s) - started)) s"
+  echo "$out"
 }
 
 package_file() { echo "$packages/$1_$(sed -n "s/^$1 //p" <<<"$versions" | sed 's/:/%3a/g')_"*.deb; }

@@ -10,11 +10,15 @@ import { systemClock } from './base/clock.ts'
 import { makeDirectory } from './base/make-directory.ts'
 import type { BlockSink } from './disk/block-device.ts'
 import { CopyingProvider } from './files/copying-provider.ts'
+import { openDirectory } from './files/directory-source.ts'
 import { extractTree } from './files/extract-tree.ts'
 import { FilesRestore } from './files/files-restore.ts'
 import { FilesWriter, filesWriterId } from './files/files-writer.ts'
 import type { HostDirectory } from './files/host-directory.ts'
 import { filesUndoHandlers } from './files/undo.ts'
+import { reflinkWay, subvolumeWay, volumeUndoHandlers } from './host-volumes/copy-ways.ts'
+import { hostFileSystems } from './host-volumes/host-file-systems.ts'
+import { HostVolumeProvider } from './host-volumes/host-volume-provider.ts'
 import { domainXmlEditor } from './libvirt/configuration-editor.ts'
 import { defaultUri } from './libvirt/connection.ts'
 import { exportDisks } from './libvirt/disk-export.ts'
@@ -39,6 +43,7 @@ import { vmUndoHandlers } from './vm/undo.ts'
 import { VmWriter } from './vm/vm-writer.ts'
 import { restoreFsid } from './volumes/btrfs-fsid.ts'
 import { revertByReading } from './volumes/revert-by-reading.ts'
+import type { Provider } from './vss/provider.ts'
 import { planBy } from './vss/restore-plan.ts'
 import {
   defaultLimits,
@@ -73,6 +78,7 @@ export function undoHandlers(hypervisor: Hypervisor): UndoHandlers {
   return {
     ...vmUndoHandlers(hypervisor),
     ...filesUndoHandlers,
+    ...volumeUndoHandlers(hostFileSystems()),
     'discard-point': ({ repository, point }) => discardPoint(String(repository), String(point)),
   }
 }
@@ -185,16 +191,9 @@ export async function backupEnvironment(
   policy: BackupPolicy,
   signal: AbortSignal,
 ): Promise<BackupEnvironment> {
-  const overlayDirectory = join(settings.stateDirectory, 'overlays')
-  const sockets = await socketDirectory(settings)
-  await makeDirectory(overlayDirectory, 0o700)
-  const openImages = (images: Parameters<typeof exportDisks>[0]) => exportDisks(images, { directory: sockets })
   return {
     writers: hostWriters(settings, hypervisor, policy, await recoveryTools(settings, hypervisor)),
-    providers: [
-      new OverlayProvider({ hypervisor, openImages, makeLayer: makeOverlay, overlayDirectory }),
-      copyingProvider(settings),
-    ],
+    providers: await hostProviders(settings, hypervisor),
     instantsAtOnce: Math.max(1, Math.floor(availableParallelism() / 2)),
     limits: { ...defaultLimits, ...settings.limits },
     context: policy.autoRecovery
@@ -204,6 +203,22 @@ export async function backupEnvironment(
     repository,
     session: sessionOptions(settings, hypervisor, 'backup', signal),
   }
+}
+
+/** Whoever can make copies on this host, for one session or plan. */
+export async function hostProviders(settings: Settings, hypervisor: Hypervisor): Promise<Provider[]> {
+  const overlayDirectory = join(settings.stateDirectory, 'overlays')
+  const sockets = await socketDirectory(settings)
+  await makeDirectory(overlayDirectory, 0o700)
+  const openImages = (images: Parameters<typeof exportDisks>[0]) => exportDisks(images, { directory: sockets })
+  const fileSystems = hostFileSystems()
+  const lying = { fileSystems, hypervisor, openImages, openDirectory }
+  return [
+    new HostVolumeProvider(subvolumeWay(fileSystems), lying),
+    new HostVolumeProvider(reflinkWay(fileSystems), lying),
+    new OverlayProvider({ hypervisor, openImages, makeLayer: makeOverlay, overlayDirectory }),
+    copyingProvider(settings),
+  ]
 }
 
 /** For directories on file systems that can make no copy by themselves. */

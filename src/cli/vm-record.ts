@@ -15,6 +15,7 @@ const text = z.string().catch('?')
 const diskShape = z.object({
   target: text,
   location: z.string().optional().catch(undefined),
+  provider: z.string().optional().catch(undefined),
   sizeBytes: count,
   readBytes: count,
   storedBytes: count,

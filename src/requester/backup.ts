@@ -2,6 +2,7 @@
  * The backup application's side of a backup, in the order of "Overview of Processing a Backup Under VSS". It knows
  * writers and components, not what they are. The manifest is written last (law 6); the copies are released after it.
  */
+import { mapLimit } from '../base/async.ts'
 import type { JsonObject, UndoStep } from '../base/cleanup.ts'
 import type { Clock } from '../base/clock.ts'
 import { cleanupErrors, describeError, primaryError } from '../base/failure.ts'
@@ -12,7 +13,7 @@ import { BackupComponents } from '../vss/backup-components.ts'
 import type { ComponentMetadata, WriterMetadata } from '../vss/components.ts'
 import type { CreatedSet } from '../vss/do-snapshot-set.ts'
 import { writeBackupComponentsDocument, writeWriterMetadataDocument } from '../vss/documents.ts'
-import type { Provider } from '../vss/provider.ts'
+import { chooseProvider, type Provider } from '../vss/provider.ts'
 import { type SessionEvent, type SessionLimits, snapshotContexts } from '../vss/vocabulary.ts'
 import type { Writer } from '../vss/writer.ts'
 import { type Progress, ProgressMeter } from './progress.ts'
@@ -42,6 +43,8 @@ export interface BackupEnvironment {
 
 export interface BackedUpDisk {
   readonly target: string
+  /** Name of the provider that made its copy. */
+  readonly provider: string
   readonly sizeBytes: number
   readonly readBytes: number
   readonly storedBytes: number
@@ -57,6 +60,9 @@ export interface BackupResult {
   /** What is left to clean up; empty unless the exit code is 3. */
   readonly cleanup: readonly string[]
 }
+
+/** Components whose providers are chosen at the same time. */
+const plannedAtOnce = 8
 
 type Core = Omit<BackupResult, 'events' | 'cleanup'>
 
@@ -115,6 +121,7 @@ async function backupInSession(
 
   const disks = await transferAll(created, components, draft, {
     repository,
+    providers,
     signal,
     onProgress,
     clock,
@@ -168,6 +175,7 @@ export function select(
 
 interface TransferEnvironment {
   readonly repository: Repository
+  readonly providers: readonly Provider[]
   readonly signal: AbortSignal
   readonly clock: Clock
   readonly emit: (event: { event: string; vm?: string; detail?: string }) => void
@@ -178,12 +186,13 @@ async function transferAll(
   { copies }: CreatedSet,
   components: BackupComponents,
   draft: PointDraft,
-  { repository, signal, clock, emit, onProgress }: TransferEnvironment,
+  { repository, providers, signal, clock, emit, onProgress }: TransferEnvironment,
 ): Promise<Map<string, BackedUpDisk[]>> {
   const disks = new Map<string, BackedUpDisk[]>()
   const meter = new ProgressMeter(clock, onProgress)
   const { chunkSizeBytes } = repository
-  for (const { volume, open } of copies) {
+  for (const { volume, open, provider } of copies) {
+    const madeBy = providers.find(({ id }) => id === provider)?.name ?? provider
     await using source = await open()
     meter.begin(`${volume.caption} ${volume.name}`, source.sizeBytes)
     await using stream = await draft.openStream(`${volume.component}/disks/${volume.name}`, source.sizeBytes)
@@ -201,7 +210,7 @@ async function transferAll(
     })
     disks.set(volume.component, [
       ...(disks.get(volume.component) ?? []),
-      { target: volume.name, sizeBytes, readBytes, storedBytes },
+      { target: volume.name, provider: madeBy, sizeBytes, readBytes, storedBytes },
     ])
   }
   for (const { component, files } of components.outcomes()) {
@@ -239,11 +248,23 @@ function skewOf({ instants }: CreatedSet): number {
   return Math.round(spread * 10) / 10
 }
 
+export type PlannedComponent = Pick<ComponentMetadata, 'label' | 'name' | 'caption' | 'plan' | 'volumes'> & {
+  /** By the name of a volume: the name of the provider that would make its copy. */
+  readonly providers: Readonly<Record<string, string>>
+}
+
 /** What a backup would do, without touching anything. */
 export async function planBackup(
   selection: BackupSelection,
   writers: readonly Writer[],
-): Promise<readonly Pick<ComponentMetadata, 'label' | 'name' | 'caption' | 'plan' | 'volumes'>[]> {
+  providers: readonly Provider[] = [],
+): Promise<readonly PlannedComponent[]> {
   const metadata = await Promise.all(writers.map((writer) => writer.onIdentify()))
-  return select(metadata, selection)
+  return mapLimit(select(metadata, selection), plannedAtOnce, async (component) => {
+    const chosen = component.volumes.map(async (volume) => {
+      const provider = await chooseProvider(providers, volume)
+      return [volume.name, provider?.name ?? 'none'] as const
+    })
+    return { ...component, providers: Object.fromEntries(await Promise.all(chosen)) }
+  })
 }

@@ -34,8 +34,10 @@ export interface GuestHold {
 /** When it rejects the guest's writers are thawed again; its snapshot is released by the caller's undo step. */
 export async function runGuestSession(session: GuestSession): Promise<GuestHold> {
   const { vm, set, limits, clock, undo, signal } = session
-  const writer = new GuestWriters(session)
-  const provider = new GuestProvider(session)
+  const trouble: { first?: unknown } = {}
+  const heard = { ...session, requestor: listening(session.requestor, trouble) }
+  const writer = new GuestWriters(heard)
+  const provider = new GuestProvider(heard)
   const emit: EmitEvent = (event) => session.emit({ vm: vm.name, ...event })
   const component = { writerId: writer.id, name: vm.uuid, logicalPath: '', type: 'filegroup' as const }
   const shared = { snapshotSetId: set, undo, emit, signal }
@@ -45,8 +47,35 @@ export async function runGuestSession(session: GuestSession): Promise<GuestHold>
   const providers = new Providers(new Map([[provider, [volume]]]), { ...shared, abandon }, limits, clock)
   // The guest's disks are not the host's: the host's journal may go on writing while the guest's applications wait.
   const quiet = { hold: () => undefined, release: () => undefined }
-  await doSnapshotSet({ id: set, instants: [[vm.uuid]], instantsAtOnce: 1, limits, clock, quiet }, writers, providers)
+  const snapshotSet = { id: set, instants: [[vm.uuid]], instantsAtOnce: 1, limits, clock, quiet }
+  try {
+    await doSnapshotSet(snapshotSet, writers, providers)
+  } catch (error) {
+    throw trouble.first ?? error // what the guest said, rather than that its set was not created
+  }
   return { frozenMs: writer.frozenMs, commitMs: provider.commitMs }
+}
+
+type SessionVerbs = Pick<GuestRequestor, 'prepare' | 'freezeWriters' | 'commit' | 'thawWriters'>
+
+type HeardSession = Omit<GuestSession, 'requestor'> & { readonly requestor: SessionVerbs }
+
+/** The same requestor; its first failure is remembered. */
+function listening(requestor: GuestRequestor, trouble: { first?: unknown }): SessionVerbs {
+  const heard = async (answer: Promise<void>) => {
+    try {
+      await answer
+    } catch (error) {
+      trouble.first ??= error
+      throw error
+    }
+  }
+  return {
+    prepare: (set, limitMs) => heard(requestor.prepare(set, limitMs)),
+    freezeWriters: (set, limitMs) => heard(requestor.freezeWriters(set, limitMs)),
+    commit: (set) => heard(requestor.commit(set)),
+    thawWriters: (set) => heard(requestor.thawWriters(set)),
+  }
 }
 
 /** All writers inside the guest; each of them may veto. */
@@ -54,11 +83,11 @@ class GuestWriters implements Writer {
   readonly id = '5f0b5a0e-3c0b-4c43-9e0e-8c1f1f7c9a11'
   readonly instanceId: string = crypto.randomUUID()
   readonly name: string
-  readonly #session: GuestSession
+  readonly #session: HeardSession
   #askedMs = 0
   #thawedMs = 0
 
-  constructor(session: GuestSession) {
+  constructor(session: HeardSession) {
     this.#session = session
     this.name = `writers inside ${session.vm.name}`
   }
@@ -107,10 +136,10 @@ async function nothing(): Promise<readonly Veto[]> {
 class GuestProvider implements Provider {
   readonly id = '0f6d7a52-9b57-4a11-8a5e-3f8f6ad1c0d2'
   readonly name = 'Umbra Guest Provider'
-  readonly #session: GuestSession
+  readonly #session: HeardSession
   commitMs = 0
 
-  constructor(session: GuestSession) {
+  constructor(session: HeardSession) {
     this.#session = session
   }
 

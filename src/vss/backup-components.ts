@@ -144,6 +144,8 @@ export class BackupComponents implements AsyncDisposable {
         this.#volumes.set(provider, [...(this.#volumes.get(provider) ?? []), volume])
         const what = `BeginPrepareSnapshot of ${provider.name}`
         await this.#inTime(what, provider.beginPrepareSnapshot(session, volume, attributes))
+        const detail = `${volume.name}: ${provider.name}`
+        this.#service.emit({ event: 'AddToSnapshotSet', vm: volume.caption, detail })
       },
       8,
     )

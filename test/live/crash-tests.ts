@@ -137,7 +137,7 @@ const qemuOf = async ({ libvirtd }: Stage, name: string): Promise<number> =>
   Number(await readFile(join(libvirtd.directory, 'run/qemu', `${name}.pid`), 'utf8'))
 
 /** Runs a session in a process that kills itself at that moment, and waits for its death. */
-async function killedAt(stage: Stage, what: Omit<Killable, 'settings' | 'repository'>): Promise<void> {
+export async function killedAt(stage: Stage, what: Omit<Killable, 'settings' | 'repository'>): Promise<void> {
   const task: Killable = { settings: stage.settings, repository: stage.repository.location, ...what }
   const program = join(import.meta.dirname, 'killable.ts')
   const child = spawn(process.execPath, [program, JSON.stringify(task)], { stdio: ['ignore', 'pipe', 'pipe'] })

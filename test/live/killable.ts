@@ -6,7 +6,7 @@ import { backupEnvironment, openHypervisor, restoreEnvironment, type Settings } 
 import { openRepository } from '../../src/repository/repository.ts'
 import { backup } from '../../src/requester/backup.ts'
 import { restore } from '../../src/requester/restore.ts'
-import { defaultPolicy } from '../../src/vm/method.ts'
+import { defaultPolicy, type MethodRequest } from '../../src/vm/method.ts'
 import { around, aroundGuests, aroundRequestors, duringTransfer, type Hook } from './hooks.ts'
 import { helpersOf } from './stage-session.ts'
 
@@ -27,11 +27,21 @@ export interface Killable {
   readonly at: KillMoment
   /** The watchdog dies as well, as when the host loses power. */
   readonly withWatchdog?: boolean
+  /** Of the backup; what suits the moment unless told. */
+  readonly method?: MethodRequest
   /** For a restore; without it a backup is made. */
   readonly point?: string
 }
 
-async function run({ settings, repository: location, vm, at, point, withWatchdog = false }: Killable): Promise<void> {
+async function run({
+  settings,
+  repository: location,
+  vm,
+  at,
+  point,
+  method: told,
+  withWatchdog = false,
+}: Killable): Promise<void> {
   const die = async () => {
     if (withWatchdog) for (const pid of await helpersOf(settings)) process.kill(pid, 'SIGKILL')
     process.kill(process.pid, 'SIGKILL')
@@ -60,7 +70,7 @@ async function run({ settings, repository: location, vm, at, point, withWatchdog
   const { signal } = new AbortController()
   if (point === undefined) {
     const child = inChildSnapshots.some((moment) => moment === at)
-    const method = child ? 'child-snapshot' : at === 'saved' ? 'saved-state' : 'guest-freeze'
+    const method = told ?? (child ? 'child-snapshot' : at === 'saved' ? 'saved-state' : 'guest-freeze')
     const recovery = child ? 'in-guest' : 'auto'
     const policy = { ...defaultPolicy, method, recovery } as const
     const environment = await backupEnvironment(settings, hypervisor, repository, policy, signal)

@@ -25,6 +25,8 @@ export interface SessionSetup {
   readonly hypervisor?: Hypervisor
   readonly repository?: Repository
   readonly signal?: AbortSignal
+  /** Only the providers of these names; all unless told. */
+  readonly providers?: readonly string[]
   readonly onEvent?: (event: SessionEvent) => void
 }
 
@@ -39,7 +41,12 @@ export interface BackedUpVm {
   readonly pausedMs: number
   readonly recoveryMs?: number
   readonly excluded: readonly { readonly target: string; readonly reason: string }[]
-  readonly disks: readonly { readonly target: string; readonly sizeBytes: number; readonly readBytes: number }[]
+  readonly disks: readonly {
+    readonly target: string
+    readonly provider: string
+    readonly sizeBytes: number
+    readonly readBytes: number
+  }[]
 }
 export type StageBackup = Omit<BackupResult, 'vms'> & { readonly vms: readonly BackedUpVm[] }
 
@@ -54,9 +61,10 @@ export async function backUp(stage: Stage, names: readonly string[], setup: Sess
     setup.signal ?? new AbortController().signal,
   )
   const { onEvent } = setup
+  const allowed = environment.providers.filter(({ name }) => setup.providers?.includes(name) ?? true)
   const result = await backup(
     { names, all: false, except: [] },
-    { ...environment, ...(onEvent === undefined ? {} : { onEvent }) },
+    { ...environment, providers: allowed, ...(onEvent === undefined ? {} : { onEvent }) },
   )
   assert.deepEqual(result.cleanup, [], 'nothing is left to clean up')
   return result as unknown as StageBackup

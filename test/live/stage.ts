@@ -4,7 +4,7 @@
  */
 import { execFileSync, spawn, spawnSync } from 'node:child_process'
 import { copyFileSync, existsSync } from 'node:fs'
-import { chmod, mkdir, readFile, rm, writeFile } from 'node:fs/promises'
+import { chmod, mkdir, readFile, rm, truncate, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import {
@@ -49,7 +49,13 @@ export interface Stage extends AsyncDisposable {
 export interface StageOptions {
   readonly guestLimits?: Partial<GuestLimits>
   /** File systems of their own below the directory, by name: their size in bytes. Mounted before libvirtd begins. */
-  readonly mounts?: Readonly<Record<string, number>>
+  readonly mounts?: Readonly<Record<string, number | StageMount>>
+}
+
+/** A file system on a loop device. */
+export interface StageMount {
+  readonly type: 'btrfs' | 'xfs'
+  readonly sizeBytes: number
 }
 
 const script = join(import.meta.dirname, '../../scripts/private-libvirtd')
@@ -61,9 +67,11 @@ export async function beginStage(name: string, { guestLimits, mounts = {} }: Sta
   await using stack = new AsyncDisposableStack()
   stack.defer(() => clear(directory, libvirtdDirectory))
   await mkdir(directory, { recursive: true })
-  for (const [place, sizeBytes] of Object.entries(mounts)) {
+  for (const [place, mount] of Object.entries(mounts)) {
     await mkdir(join(directory, place))
-    execFileSync('mount', ['-t', 'tmpfs', '-o', `size=${sizeBytes}`, 'umbra-test', join(directory, place)])
+    if (typeof mount === 'number') {
+      execFileSync('mount', ['-t', 'tmpfs', '-o', `size=${mount}`, 'umbra-test', join(directory, place)])
+    } else await mountLoop(directory, place, mount)
   }
   const images = await buildSampleGuest()
   const libvirtd = await privateLibvirtd(libvirtdDirectory)
@@ -74,6 +82,14 @@ export async function beginStage(name: string, { guestLimits, mounts = {} }: Sta
   const all = stack.move()
   const dispose = () => all.disposeAsync()
   return { directory, libvirtd, images, hypervisor, settings, repository, owned, [Symbol.asyncDispose]: dispose }
+}
+
+async function mountLoop(directory: string, place: string, { type, sizeBytes }: StageMount): Promise<void> {
+  const image = join(directory, `${place}.file-system`)
+  await writeFile(image, '')
+  await truncate(image, sizeBytes)
+  execFileSync(`mkfs.${type}`, ['-q', image], { stdio: 'ignore' })
+  execFileSync('mount', ['-o', 'loop', image, join(directory, place)])
 }
 
 async function clear(directory: string, libvirtdDirectory: string): Promise<void> {

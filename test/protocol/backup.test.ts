@@ -22,6 +22,9 @@ describe('a backup (V2)', () => {
       BeginPrepareSnapshot      provider       web01 vda
       BeginPrepareSnapshot      provider       web01 vdb
       BeginPrepareSnapshot      provider       ledger disk
+      AddToSnapshotSet          web01: vda: provider
+      AddToSnapshotSet          web01: vdb: provider
+      AddToSnapshotSet          ledger: disk: provider
       PrepareForBackup          VM Writer
       PrepareForBackup          Ledger Writer
       PrepareForSnapshot        VM Writer

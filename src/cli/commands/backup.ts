@@ -5,10 +5,16 @@ import { readdir } from 'node:fs/promises'
 import { type Command, InvalidArgumentError, Option } from 'commander'
 import type { JsonObject } from '../../base/cleanup.ts'
 import { Failure } from '../../base/failure.ts'
-import { backupEnvironment, hostWriters, openHypervisor } from '../../compose.ts'
+import { backupEnvironment, hostProviders, hostWriters, openHypervisor } from '../../compose.ts'
 import { failure } from '../../errors.ts'
 import { createRepository, openRepository, type Repository } from '../../repository/repository.ts'
-import { type BackupResult, type BackupSelection, backup, planBackup } from '../../requester/backup.ts'
+import {
+  type BackupResult,
+  type BackupSelection,
+  backup,
+  type PlannedComponent,
+  planBackup,
+} from '../../requester/backup.ts'
 import { recoveryWays } from '../../vm/auto-recovery.ts'
 import type { Hypervisor } from '../../vm/hypervisor.ts'
 import { type BackupPolicy, consistencies, methodRequests } from '../../vm/method.ts'
@@ -98,7 +104,10 @@ async function backupCommand(names: readonly string[], options: Options, context
   const directory = repositoryDirectory(context.settings)
   await using hypervisor = await openHypervisor(context.settings)
   await recoverFirst(context, options.dryRun ? 'continue' : 'refuse')
-  const plan = () => planBackup(selection, hostWriters(context.settings, hypervisor, policy))
+  const plan = async () => {
+    const providers = await hostProviders(context.settings, hypervisor)
+    return planBackup(selection, hostWriters(context.settings, hypervisor, policy), providers)
+  }
   if (options.dryRun) return planReport(await plan(), directory, await isToBeMade(directory))
 
   await using repository = await openOrMakeRepository(directory, plan, context)
@@ -154,10 +163,12 @@ async function isToBeMade(directory: string): Promise<boolean> {
 }
 
 function planReport(plan: Awaited<ReturnType<typeof planBackup>>, directory: string, toBeMade: boolean): Report {
-  const vms = plan.map((component) => component.plan)
+  const vms = plan.map(withProviders)
   const lines = vms.map(vmRecord).flatMap((vm) => {
     const disks =
-      vm.disks.map(({ target, sizeBytes }) => `${target} (${bytesText(sizeBytes)})`).join(', ') || 'no disks'
+      vm.disks
+        .map(({ target, sizeBytes, provider }) => `${target} (${bytesText(sizeBytes)}, ${provider})`)
+        .join(', ') || 'no disks'
     return [
       `${vm.name}: ${howText(vm)}: ${vm.because}`,
       ...recoveryLines(vm),
@@ -170,6 +181,13 @@ function planReport(plan: Awaited<ReturnType<typeof planBackup>>, directory: str
     document: { dryRun: true, repository: directory, repositoryToBeMade: toBeMade, vms },
     text: [`would back up ${countText(vms.length, 'VM')} into ${where}:`, ...lines, 'nothing was changed'].join('\n'),
   }
+}
+
+/** The plan of a component, each of its disks with the provider that would copy it. */
+function withProviders({ plan, providers }: PlannedComponent): JsonObject {
+  if (!Array.isArray(plan.disks)) return { ...plan, providers: { ...providers } }
+  const disks = plan.disks.map((disk: JsonObject) => ({ ...disk, provider: providers[String(disk.target)] ?? 'none' }))
+  return { ...plan, disks }
 }
 
 function resultText(result: BackupResult, location: string, width: number | undefined): string {
