@@ -90,8 +90,9 @@ async function measureFleet(count: number, method: MethodRequest, instantsAtOnce
       },
     },
   )
-  const at = (name: string) => // the guests have events of their own
-    result.events.find(({ event, writer: who }) => event === name && who === writer.name)?.atMs ?? 0
+  const at = (
+    name: string, // the guests have events of their own
+  ) => result.events.find(({ event, writer: who }) => event === name && who === writer.name)?.atMs ?? 0
   const freezes = result.vms.map(({ freezeMs }) => Number(freezeMs))
   return {
     vms: count,

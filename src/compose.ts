@@ -34,6 +34,7 @@ import { type JournalHeader, type Recovered, recoverInterrupted, recoverJournal 
 import type { RestoreEnvironment } from './requester/restore.ts'
 import { journalDirectory, type SessionOptions, workDirectory } from './requester/session.ts'
 import { startWatchdog } from './requester/watchdog.ts'
+import type { RecoveryWay } from './vm/auto-recovery.ts'
 import type { Hypervisor } from './vm/hypervisor.ts'
 import { type BackupPolicy, defaultPolicy } from './vm/method.ts'
 import { openAutoRecovery, type RecoveryTools } from './vm/recovery-ways.ts'
@@ -161,8 +162,13 @@ export function vmWriter(
     policy,
     workDirectory: workDirectory(stateDirectory),
     limits: { ...defaultLimits, ...limits },
-    ...(recovery === undefined ? {} : { openAutoRecovery: () => openAutoRecovery(recovery) }),
+    ...(recovery === undefined ? {} : { openAutoRecovery: () => openAutoRecovery(recovery), requireRecovery }),
   })
+}
+
+/** The helper VM may have to be built first, which is no work for the time in which VMs are on overlays. */
+async function requireRecovery(way: RecoveryWay): Promise<void> {
+  if (way === 'on-host') await helperVmImages()
 }
 
 /** What rolling copies back takes, in each of its ways. */

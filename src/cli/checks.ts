@@ -7,6 +7,7 @@ import { describeError, Failure } from '../base/failure.ts'
 import { openHypervisor } from '../compose.ts'
 import type { Configuration } from '../config.ts'
 import { hardwareVirtualisation } from '../libvirt/hardware-virtualisation.ts'
+import { helperVmIsBuilt } from '../libvirt/helper-vm-images.ts'
 import { runCommand } from '../libvirt/run-command.ts'
 import { openRepository } from '../repository/repository.ts'
 import { processMark, readJournal } from '../requester/journal.ts'
@@ -37,6 +38,7 @@ export async function runChecks(settings: Configuration): Promise<readonly Findi
     checkLibvirt(settings),
     Promise.all(tools.map(checkTool)),
     [await checkVirtualisation()],
+    [await checkHelperVm()],
     [await checkState(settings)],
     [await checkRepository(settings)],
     checkSessions(settings),
@@ -85,6 +87,13 @@ async function checkTool(tool: string): Promise<Finding> {
 async function checkVirtualisation(): Promise<Finding> {
   const { found, why } = await hardwareVirtualisation()
   return (found === 'usable' ? ok : attention)('virtualisation', `${found}: ${why}`)
+}
+
+async function checkHelperVm(): Promise<Finding> {
+  const check = 'helper VM'
+  if (await helperVmIsBuilt()) return ok(check, 'built')
+  const what = 'not built yet: the first backup that rolls copies back on the host builds it from Debian packages'
+  return { ...attention(check, what), hint: 'Run helper-vm/build.' }
 }
 
 /** A socket's path has 107 bytes at most, and lies two levels below. */

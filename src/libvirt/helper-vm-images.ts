@@ -1,6 +1,8 @@
 /**
  * The kernel and initramfs of the helper VM, found in the cache or made by helper-vm/build from Debian packages.
  */
+import { existsSync } from 'node:fs'
+import { readdir } from 'node:fs/promises'
 import { join } from 'node:path'
 import { describeError } from '../base/failure.ts'
 import { failure } from '../errors.ts'
@@ -12,7 +14,8 @@ export interface HelperVmImages {
 }
 
 const buildDeadlineMs = 15 * 60_000
-const build = join(import.meta.dirname, '..', '..', 'helper-vm', 'build')
+const project = join(import.meta.dirname, '..', '..')
+const build = join(project, 'helper-vm', 'build')
 
 /** An unchanged build is found in a moment; the first one downloads packages. HELPER_VM_FAILED when it can not be made. */
 export async function helperVmImages(
@@ -28,4 +31,11 @@ export async function helperVmImages(
     signal?.throwIfAborted()
     throw failure('HELPER_VM_FAILED', { reason: describeError(error) }, error)
   }
+}
+
+/** Whether some build is there, perhaps an older one; builds nothing. */
+export async function helperVmIsBuilt(): Promise<boolean> {
+  const cache = join(project, '.cache', 'helper-vm')
+  const entries = await readdir(cache, { withFileTypes: true }).catch(() => [])
+  return entries.some((entry) => entry.isDirectory() && existsSync(join(cache, entry.name, 'complete')))
 }

@@ -58,6 +58,7 @@ export class OverlayProvider implements Provider {
   #commits: Promise<unknown>[] = []
   #readers = new Map<string, Promise<OpenImages>>()
   #spaceTimer: { cancel(): void } | undefined
+  #watchesSpace = false
 
   constructor(options: OverlayProviderOptions) {
     this.#options = options
@@ -175,6 +176,7 @@ export class OverlayProvider implements Provider {
   }
 
   async deleteSnapshots(session: ProviderSession): Promise<void> {
+    this.#watchesSpace = false
     this.#spaceTimer?.cancel()
     await withDeadline(Promise.allSettled(this.#commits), {
       clock: this.#clock,
@@ -229,11 +231,13 @@ export class OverlayProvider implements Provider {
     const check = async () => {
       try {
         for (const directory of directories) await this.#requireSpace(directory)
+        if (!this.#watchesSpace) return
         this.#spaceTimer = this.#clock.timer(spaceCheckMs, () => void check())
       } catch (error) {
-        session.abandon(error instanceof Error ? error : new Error(String(error)))
+        if (this.#watchesSpace) session.abandon(error instanceof Error ? error : new Error(String(error)))
       }
     }
+    this.#watchesSpace = true
     this.#spaceTimer = this.#clock.timer(spaceCheckMs, () => void check())
   }
 

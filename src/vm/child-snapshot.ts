@@ -11,10 +11,11 @@ import type { AutoRecovery, WritableCopy } from './auto-recovery.ts'
 import { guestSetName, type ShadowStorage } from './guest-requestor.ts'
 import { type GuestHold, runGuestSession } from './guest-session.ts'
 import type { Hypervisor } from './hypervisor.ts'
+import type { RecoveryPlan } from './method.ts'
 import type { MethodContext, MethodOutcome, MethodRun } from './method-run.ts'
 
 export function childSnapshot(context: MethodContext): MethodRun {
-  const { hypervisor, facts, plan, undo, clock, tell, snapshotSetId } = context
+  const { hypervisor, facts, plan, undo, clock, signal, tell, snapshotSetId } = context
   const { recovery } = plan
   invariant(recovery !== undefined, 'the plan of a child-snapshot says how its copies are recovered')
   const set = guestSetName(snapshotSetId)
@@ -38,12 +39,6 @@ export function childSnapshot(context: MethodContext): MethodRun {
       (error) => tell(`the guest has not released its snapshot yet: ${describeError(error)}`),
     )
 
-  const checkAreas = (areas: readonly ShadowStorage[]) => {
-    const missing = recovery.volumes.filter((volume) => !areas.some(({ where }) => where === volume))
-    if (missing.length === 0) return
-    throw failure('GUEST_SET_LOST', { vm: facts.name, reason: `it has none of ${missing.join(', ')}` })
-  }
-
   return {
     async prepareForSnapshot() {
       step = await undo.defer({ undo: 'release-guest', vm: facts.uuid, name: facts.name, set })
@@ -56,17 +51,12 @@ export function childSnapshot(context: MethodContext): MethodRun {
 
     async postSnapshot(copies: readonly WritableCopy[], autoRecovery: AutoRecovery | undefined) {
       invariant(autoRecovery !== undefined, 'a backup has its ways of auto-recovery')
-      checkAreas(await requestor.status(set)) // they have lasted until the host's instant
+      requireAreas(context, await requestor.status(set)) // they have lasted until the host's instant
       const releasing = releaseIfPossible()
       if (way === 'in-guest') await releasing // its LVM refuses changes while the copies are attached
       const beganMs = clock.monotonicMs()
       try {
-        const concerned = recovery.disks.map(({ target }) => {
-          const copy = copies.find((one) => one.target === target)
-          invariant(copy !== undefined, `the copy of ${target} can be recovered`)
-          return copy
-        })
-        way = await autoRecovery[way]({ vm: facts, set, copies: concerned, undo, signal: context.signal, tell })
+        way = await autoRecovery[way]({ vm: facts, set, copies: ofDisks(recovery, copies), undo, signal, tell })
         recoveryMs = clock.monotonicMs() - beganMs
       } finally {
         await releasing
@@ -88,6 +78,22 @@ export function childSnapshot(context: MethodContext): MethodRun {
       }
     },
   }
+}
+
+/** Every volume that the plan counts on has its area; a guest may have left one out, or lost it. */
+function requireAreas({ facts, plan }: MethodContext, areas: readonly ShadowStorage[]): void {
+  const missing = plan.recovery?.volumes.filter((volume) => !areas.some(({ where }) => where === volume)) ?? []
+  if (missing.length === 0) return
+  throw failure('GUEST_SET_LOST', { vm: facts.name, reason: `it has none of ${missing.join(', ')}` })
+}
+
+/** A disk without a volume of the guest has nothing to roll back. */
+function ofDisks({ disks }: RecoveryPlan, copies: readonly WritableCopy[]): WritableCopy[] {
+  return disks.map(({ target }) => {
+    const copy = copies.find((one) => one.target === target)
+    invariant(copy !== undefined, `the copy of ${target} can be recovered`)
+    return copy
+  })
 }
 
 /**

@@ -30,7 +30,7 @@ import type {
   WriterSession,
 } from '../vss/writer.ts'
 import { askGuest } from './ask-guest.ts'
-import type { WritableCopy } from './auto-recovery.ts'
+import type { RecoveryWay, WritableCopy } from './auto-recovery.ts'
 import { childSnapshot } from './child-snapshot.ts'
 import { guestFreeze } from './guest-freeze.ts'
 import { ownerOf, readHostFiles, type StoredHostFile } from './host-files.ts'
@@ -53,6 +53,8 @@ export interface VmWriterOptions {
   readonly limits?: SessionLimits
   /** Only a backup has one. */
   readonly openAutoRecovery?: () => OpenAutoRecovery
+  /** Makes sure, before anything is touched, that a way of recovery can be gone. */
+  readonly requireRecovery?: (way: RecoveryWay) => Promise<void>
   /** The restore that PreRestore and PostRestore carry out; only a restore session has one. */
   readonly restore?: VmRestore
 }
@@ -105,6 +107,7 @@ export class VmWriter implements Writer {
           reason: 'its disks, or how it can be backed up, have just changed',
         })
       }
+      if (plan.recovery !== undefined) await this.#options.requireRecovery?.(plan.recovery.way)
       const tell = (detail: string) => session.emit({ event: 'VM', vm: facts.name, detail })
       const { hypervisor, workDirectory } = this.#options
       const { undo, snapshotSetId, emit, signal } = session
