@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict'
 import { describe, it } from 'node:test'
+import { Bench, MiB, memoryDevice, noBtrfs, noGdisk, run } from '../../test/sim/volume-images.ts'
 import { restoreFsid } from './btrfs-fsid.ts'
-import { Bench, MiB, memoryDevice, noBtrfs, noGdisk, run } from './volume-fixtures.ts'
 
 const fsid = '6c1f5b1e-2a0b-4c47-9f3d-0123456789ab'
 const other = '11111111-2222-3333-4444-555555555555'

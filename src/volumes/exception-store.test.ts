@@ -1,9 +1,9 @@
 import assert from 'node:assert/strict'
 import { describe, it } from 'node:test'
+import { exceptionStore, MiB, memoryDevice } from '../../test/sim/volume-images.ts'
 import { ChunkBitmap, TooManyChunksError } from './chunk-bitmap.ts'
 import { wholeDisk } from './disk-stretch.ts'
 import { type CopyRun, checkStore, copyRuns, openStore } from './exception-store.ts'
-import { exceptionStore, MiB, memoryDevice } from './volume-fixtures.ts'
 import type { VolumeMap } from './volume-map.ts'
 
 function mapOf(bytes: Buffer): VolumeMap {

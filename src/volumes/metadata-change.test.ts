@@ -1,9 +1,9 @@
 import assert from 'node:assert/strict'
 import { it } from 'node:test'
+import { memoryDevice, randomNumbers } from '../../test/sim/volume-images.ts'
 import { wholeDisk } from './disk-stretch.ts'
 import { placeText } from './metadata-change.ts'
 import { ringPieces } from './physical-volume.ts'
-import { memoryDevice, randomNumbers } from './volume-fixtures.ts'
 
 it('a new text never touches the one that counts, and is refused only when it must', () => {
   const stretch = wholeDisk({ name: 'vda', device: memoryDevice(Buffer.alloc(32768)) })

@@ -1,12 +1,12 @@
 import assert from 'node:assert/strict'
 import { randomBytes } from 'node:crypto'
 import { before, describe, it } from 'node:test'
+import { exceptionStore, LvmBench, MiB, memoryDevice, noLvm, randomNumbers } from '../../test/sim/volume-images.ts'
 import { Failure } from '../base/failure.ts'
 import type { RevertDisk } from './disk-stretch.ts'
 import { lvmChecksum } from './physical-volume.ts'
 import { planRevert } from './plan-revert.ts'
 import { revertByReading } from './revert-by-reading.ts'
-import { exceptionStore, LvmBench, MiB, memoryDevice, noLvm, randomNumbers } from './volume-fixtures.ts'
 
 const set = '0a1b2c3d'
 const diskBytes = 4 * MiB

@@ -1,9 +1,9 @@
 import assert from 'node:assert/strict'
 import { randomBytes } from 'node:crypto'
 import { describe, it } from 'node:test'
+import { exceptionStore, LvmBench, MiB, noLvm, randomNumbers } from '../../test/sim/volume-images.ts'
 import { planRevert } from './plan-revert.ts'
 import { revertByReading } from './revert-by-reading.ts'
-import { exceptionStore, LvmBench, MiB, noLvm, randomNumbers } from './volume-fixtures.ts'
 
 const set = '0a1b2c3d'
 const makeArea = (number: number, volume: string, group: string, size: string) =>

@@ -18,7 +18,7 @@ import {
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setImmediate } from 'node:timers/promises'
-import type { RevertDevice, RevertDisk } from './disk-stretch.ts'
+import type { RevertDevice, RevertDisk } from '../../src/volumes/disk-stretch.ts'
 
 export const MiB = 1024 * 1024
 
