@@ -35,7 +35,7 @@ interface Copy {
 
 export class CopyingProvider implements Provider {
   readonly id = 'b1f6d0a8-6c0e-4c11-8f3f-7d9b8b5e2c90'
-  readonly name = 'copying-provider'
+  readonly name = 'Umbra Copying Provider'
   readonly #options: CopyingProviderOptions
   readonly #clock: Clock
   #volumes: Volume[] = []

@@ -74,6 +74,7 @@ export function childSnapshot(context: MethodContext): MethodRun {
         heldMs: hold.commitMs,
         pausedMs: 0,
         recoveryMs,
+        recoveredBy: way,
         files: [],
       }
     },

@@ -6,7 +6,7 @@ import type { Cleanup } from '../base/cleanup.ts'
 import type { Clock } from '../base/clock.ts'
 import type { EmitEvent, SessionLimits } from '../vss/vocabulary.ts'
 import type { ComponentFile } from '../vss/writer.ts'
-import type { AutoRecovery, WritableCopy } from './auto-recovery.ts'
+import type { AutoRecovery, RecoveryWay, WritableCopy } from './auto-recovery.ts'
 import type { Hypervisor, VmFacts } from './hypervisor.ts'
 import type { Consistency, MethodPlan } from './method.ts'
 
@@ -35,8 +35,9 @@ export interface MethodOutcome {
   readonly heldMs: number
   /** For how long the VM did not run. */
   readonly pausedMs: number
-  /** What it took to roll the copies back; only of a child-snapshot. */
+  /** What it took to roll the copies back, and what did it; only of a child-snapshot. */
   readonly recoveryMs?: number
+  readonly recoveredBy?: RecoveryWay
   readonly files: readonly ComponentFile[]
 }
 

@@ -302,7 +302,7 @@ function planMetadata(facts: VmFacts, plan: MethodPlan): JsonObject {
 }
 
 function metadataOf({ facts, plan, run, hostFiles, owners }: VmInSet): JsonObject {
-  const { consistency, reasons, freezeMs, heldMs, pausedMs, recoveryMs } = run.outcome()
+  const { consistency, reasons, freezeMs, heldMs, pausedMs, recoveryMs, recoveredBy } = run.outcome()
   const round = (ms: number) => Math.round(ms * 10) / 10
   return {
     ...planMetadata(facts, plan),
@@ -313,7 +313,7 @@ function metadataOf({ facts, plan, run, hostFiles, owners }: VmInSet): JsonObjec
     freezeMs: round(freezeMs),
     heldMs: round(heldMs),
     pausedMs: round(pausedMs),
-    ...(recoveryMs === undefined ? {} : { recoveryMs: round(recoveryMs) }),
+    ...(recoveryMs === undefined ? {} : { recoveryMs: round(recoveryMs), recoveredBy }),
   }
 }
 
