@@ -4,7 +4,7 @@
 import assert from 'node:assert/strict'
 import { describe, test } from 'node:test'
 import { ManualClock } from '../../test/sim/manual-clock.ts'
-import { Cleanup, memoryUndoLog } from '../base/cleanup.ts'
+import { Cleanup, memoryUndoLog, type UndoRecord } from '../base/cleanup.ts'
 import { failure } from '../errors.ts'
 import type { Recovery } from './auto-recovery.ts'
 import type { ChangedFsid } from './guest-requestor.ts'
@@ -48,7 +48,7 @@ function sandbox(trouble: { reading?: Error; reverting?: Error; changed?: readon
       }
     },
   }
-  const handlers = { 'detach-copy': ({ serial }: { serial?: unknown }) => hypervisor.detachCopy('', String(serial)) }
+  const handlers = { 'detach-copy': (record: UndoRecord) => hypervisor.detachCopy('', String(record.serial)) }
   const image = (target: string) => ({ format: 'qcow2', storage: { file: `/${target}` } }) as const
   const recovery: Recovery = {
     vm: { uuid: 'u', name: 'shop' } as VmFacts,
