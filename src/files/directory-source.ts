@@ -109,6 +109,9 @@ export class DirectorySource implements BlockSource {
   }
 }
 
+/** A copy of a btrfs subvolume lies in its root, and another session's may be seen there. */
+const ownCopies = '/.umbra-*'
+
 /** A volume of the Files writer, where it lies or at `path`, where a provider has put its copy: what the writer excludes is. */
 export function openDirectory(
   path: string,
@@ -116,7 +119,7 @@ export function openDirectory(
   options: Omit<ListingOptions, 'exclude'> = {},
 ): Promise<DirectorySource> {
   const exclude = Array.isArray(properties.exclude) ? properties.exclude.map(String) : []
-  return DirectorySource.open(path, { ...options, exclude })
+  return DirectorySource.open(path, { ...options, exclude: [...exclude, ownCopies] })
 }
 
 /** Copies the part of `bytes`, which begin at `start`, that falls into `target`, which begins at `offset`. */

@@ -4,7 +4,19 @@
  */
 import assert from 'node:assert/strict'
 import { spawn } from 'node:child_process'
-import { chmod, mkdir, readdir, rename, stat, symlink, truncate, utimes, writeFile } from 'node:fs/promises'
+import {
+  chmod,
+  mkdir,
+  readdir,
+  readFile,
+  rename,
+  rm,
+  stat,
+  symlink,
+  truncate,
+  utimes,
+  writeFile,
+} from 'node:fs/promises'
 import { join } from 'node:path'
 import { after, before, describe, it } from 'node:test'
 import { createDisks } from '../../sample-guest/sample-guest.ts'
@@ -19,9 +31,11 @@ let vm: StageVm
 let site: HostApplication
 let environment: Record<string, string> = {}
 let diskHash = ''
+/** The recovery point of VM and files. */
+let whole = ''
 
 async function begin(): Promise<void> {
-  stage = await beginStage('host-files')
+  stage = await beginStage('host-files', { mounts: { pool: { type: 'btrfs', sizeBytes: 300 * 1024 * 1024 } } })
   vm = await defineVm(stage, 'files-vm', await createDisks(stage.images, vmDirectory(stage, 'files-vm'), 'raw'))
   diskHash = await hashOf(join(vm.directory, 'data-a.raw'))
   site = await HostApplication.begin('site')
@@ -114,11 +128,33 @@ describe('files of the host beside a VM', { skip: skipLive, timeout: 600_000 }, 
     assert.match(again.stderr, /exists already/)
   })
 
+  it('are copied where they lie, on btrfs', async () => {
+    const points = JSON.parse(await done('points', '--json')) as { points: readonly { id: string }[] }
+    whole = points.points.at(-1)?.id ?? ''
+    const archive = join(stage.directory, 'pool', 'archive')
+    await mkdir(join(archive, 'deep'), { recursive: true })
+    await writeFile(join(archive, 'deep', 'letter'), 'dear reader')
+    const config = join(stage.directory, 'archive.yaml')
+    await writeFile(config, `files:\n- { name: archive, directory: ${archive}, hook: /bin/true }\n`)
+    const settings = { ...environment, UMBRA_CONFIG: config }
+    const plan = await runUmbra(['backup', 'archive', '--dry-run'], settings)
+    assert.match(plan.stdout, /Umbra Btrfs Provider/)
+    const end = await runUmbra(['backup', 'archive'], settings)
+    assert.equal(end.exitCode, 0, end.stderr)
+    assert.deepEqual(await readdir(join(stage.directory, 'pool')), ['archive'], 'no copy is left')
+    const place = join(stage.directory, 'from-the-archive')
+    await mkdir(place)
+    const back = await runUmbra(['restore', 'latest', '--to', place], settings)
+    assert.equal(back.exitCode, 0, back.stderr)
+    assert.equal(await readFile(join(place, 'archive', 'deep', 'letter'), 'utf8'), 'dear reader')
+    await rm(archive, { recursive: true })
+  })
+
   it('come back to their own place together with the VM, and nothing is left beside', async () => {
     await writeFile(join(site.directory, 'journal'), 'ruined')
     await writeFile(join(site.directory, 'new since'), '')
     await writeFile(join(vm.directory, 'data-a.raw'), 'ruined')
-    await done('restore', 'latest')
+    await done('restore', whole)
     const files = await filesIn(site.directory)
     assert.deepEqual(Object.keys(files), ['accounts', 'journal', 'link'])
     assert.equal(files.journal, 'entry 1')
