@@ -122,19 +122,20 @@ export class GuestAgent implements GuestIntegration {
 
   async fileSystems(): Promise<readonly GuestFileSystem[]> {
     const found = await this.placedFileSystems()
-    return found.map(({ mountPoint, type, targets }) => ({ mountPoint, type, targets }))
+    return found.map(({ elsewhere: _elsewhere, ...fileSystem }) => fileSystem)
   }
 
   async placedFileSystems(): Promise<readonly PlacedFileSystem[]> {
     const found = await this.#command('guest-get-fsinfo', replies.fileSystemsReply)
     const vm = await this.#description()
-    return found.map(({ mountpoint, type, disk }) => {
+    return found.map(({ name, mountpoint, type, disk }) => {
       const placed = disk.map((seen) => ({ seen, target: targetOf(seen, vm) }))
       const targets = new Set(placed.flatMap(({ target }) => target ?? []))
       const elsewhere = placed.flatMap(({ seen, target }) =>
         target === undefined ? [seen.dev ?? 'an unknown disk'] : [],
       )
-      return { mountPoint: mountpoint, type, targets: [...targets].sort(), elsewhere }
+      const device = name === undefined ? {} : { device: name }
+      return { mountPoint: mountpoint, type, ...device, targets: [...targets].sort(), elsewhere }
     })
   }
 

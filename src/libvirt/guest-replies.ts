@@ -41,7 +41,14 @@ const guestDisk = z.object({
 export type GuestDisk = z.infer<typeof guestDisk>
 
 export const fileSystemsReply = z
-  .array(z.object({ mountpoint: shortText, type: shortText, disk: z.array(guestDisk).max(1024) }))
+  .array(
+    z.object({
+      name: shortText.optional(),
+      mountpoint: shortText,
+      type: shortText,
+      disk: z.array(guestDisk).max(1024),
+    }),
+  )
   .max(4096)
 
 export const disksReply = z

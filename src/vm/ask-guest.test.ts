@@ -40,6 +40,26 @@ describe('a guest is asked for its volumes', () => {
     assert.equal((await ask({ agent: 'none' })).asked, false)
   })
 
+  test('and not in vain: with a file system directly on a partition nothing is run in it, unless it was asked for', async () => {
+    const { hypervisor } = simulatedWorld({ web01: {} }, { stepsPerCall: 0 })
+    const facts = await hypervisor.vm('web01')
+    const guest = hypervisor.guest(facts.uuid)
+    guest.fileSystems = async () => [{ mountPoint: '/boot', type: 'ext4', device: 'sda1', targets: ['sda'] }]
+    let asked = 0
+    const counting = new Proxy(hypervisor, {
+      get: (target, name) => {
+        if (name === 'requestor') asked++
+        const value: unknown = Reflect.get(target, name, target)
+        return typeof value === 'function' ? value.bind(target) : value
+      },
+    })
+    const told = await askGuest(counting, facts, defaultPolicy)
+    assert.match(JSON.stringify(told), /ext4 directly on \/dev\/sda1 \(\/boot\): no snapshot possible/)
+    assert.equal(asked, 0)
+    await askGuest(counting, facts, { ...defaultPolicy, method: 'child-snapshot' })
+    assert.equal(asked, 1)
+  })
+
   test('and refusal is a fact in words: its file systems can still be frozen', async () => {
     const { guest } = await ask({ requestor: { troubles: { describe: 'refused' } } })
     const told = requestorOf(guest)

@@ -4,7 +4,7 @@
  */
 import { describeError } from '../base/failure.ts'
 import type { GuestDescription } from './guest-requestor.ts'
-import type { Hypervisor, VmFacts } from './hypervisor.ts'
+import type { GuestFileSystem, Hypervisor, VmFacts } from './hypervisor.ts'
 import { type BackupPolicy, type GuestFacts, mayUseRequestor } from './method.ts'
 
 export async function askGuest(hypervisor: Hypervisor, facts: VmFacts, policy: BackupPolicy): Promise<GuestFacts> {
@@ -15,11 +15,22 @@ export async function askGuest(hypervisor: Hypervisor, facts: VmFacts, policy: B
     await guest.ping()
     const [os, fileSystems] = await Promise.all([guest.osInfo().catch(() => undefined), guest.fileSystems()])
     const told = { answering: true, fileSystems, ...(os === undefined ? {} : { os }) } as const
-    const asked = mayUseRequestor(policy) && os?.id !== 'mswindows'
-    return asked ? { ...told, requestor: await askRequestor(hypervisor, facts) } : told
+    if (!mayUseRequestor(policy) || os?.id === 'mswindows') return told
+    const unavailable = policy.method === 'auto' ? inVain(fileSystems) : undefined
+    const requestor = unavailable === undefined ? await askRequestor(hypervisor, facts) : { unavailable }
+    return { ...told, requestor }
   } catch (error) {
     return { answering: false, why: describeError(error) }
   }
+}
+
+/** A guest that can have no snapshot of one of its file systems anyway is not asked further: that would run programs in it. */
+function inVain(fileSystems: readonly GuestFileSystem[]): string | undefined {
+  const bare = fileSystems.find(
+    ({ type, device = '' }) => /^(ext[234]|xfs|vfat)$/.test(type) && /^(sd|vd|xvd|hd|nvme)/.test(device),
+  )
+  if (bare === undefined) return undefined
+  return `${bare.type} directly on /dev/${bare.device} (${bare.mountPoint}): no snapshot possible, so the guest was not asked further`
 }
 
 /** Asking changes nothing in the guest. Refusal is a fact, too. */

@@ -225,6 +225,8 @@ export interface GuestOs {
 export interface GuestFileSystem {
   readonly mountPoint: string
   readonly type: string
+  /** What it is mounted from, as the guest calls it (sda1, dm-0); undefined when it does not tell. */
+  readonly device?: string
   /** Targets of the VM's disks it lies on; matched by address or serial, never by a name inside the guest. */
   readonly targets: readonly string[]
 }

@@ -11,7 +11,6 @@ import { dbMac, type Scene } from './scene.ts'
 import {
   acknowledged,
   agentAnswers,
-  boot,
   bootOf,
   defineVm,
   eventually,
@@ -212,25 +211,6 @@ export function methodTests(scene: () => Scene): void {
     await allThawed(stage, [web, db])
     await inside(stage, db, 'rm /run/hook-slow')
     assert.deepEqual(await pointIds(stage), points)
-  })
-
-  it('backs up a VM on logical volumes, which boots again', async (t) => {
-    const { stage, web, db } = scene()
-    if (stage.images.lvmRoot === undefined) return t.skip('the sample guest was built without logical volumes')
-    await withoutOthers(stage, [web, db], async () => {
-      const disks = await createDisks(stage.images, vmDirectory(stage, 'lvm'), 'qcow2', { lvm: true })
-      const lvm = await boot(stage, await defineVm(stage, 'lvm', disks, { rootOnLvm: true, rate: 0 }))
-      const before = await acknowledged(stage, lvm)
-      const result = await backUp(stage, ['lvm'], { policy: { require: 'filesystem' } })
-      await nothingIsLeft(stage, [lvm])
-      await removeVm(stage, lvm)
-      const copy = await startCopy(stage, result.recoveryPoint, lvm)
-      await agentAnswers(stage, copy)
-      const verdict = await verdictAtBoot(stage, copy)
-      assert.ok(verdict.ok && verdict.crossConsistent && verdict.quiesced, JSON.stringify(verdict))
-      assert.ok((verdict.logs[1]?.last ?? 0) >= before)
-      await removeVm(stage, copy)
-    })
   })
 
   it('leaves out pass-through, LUN and iSCSI disks, and says so', async () => {
