@@ -7,7 +7,7 @@ import { parseArgs } from 'node:util'
 import { createDisks } from '../sample-guest/sample-guest.ts'
 import { helperVmImages } from '../src/libvirt/helper-vm-images.ts'
 import { recoveryWays } from '../src/vm/auto-recovery.ts'
-import { bootOriginal, cloneOf } from '../test/live/clones.ts'
+import { bootOriginal, clonesOf } from '../test/live/clones.ts'
 import { beginStage, type StageVm, vmDirectory } from '../test/live/stage.ts'
 import { backUp, nothingIsLeft } from '../test/live/stage-session.ts'
 
@@ -23,7 +23,8 @@ const original = await bootOriginal(stage, 'rx000', disks.slice(0, 2), { rootOnL
 const vms: StageVm[] = []
 console.log('VMs  way         hold median/max     rolled back   per VM   attached median   whole set')
 for (const count of counts) {
-  while (vms.length < count) vms.push(await cloneOf(stage, original, `rx${String(vms.length + 1).padStart(3, '0')}`))
+  const more = Array.from({ length: count - vms.length }, (_, i) => `rx${String(vms.length + i + 1).padStart(3, '0')}`)
+  vms.push(...(await clonesOf(stage, () => original, more)))
   const names = vms.slice(0, count).map(({ name }) => name)
   for (const recovery of recoveryWays) {
     const result = await backUp(stage, names, { policy: { method: 'child-snapshot', recovery } })

@@ -18,7 +18,7 @@ import type { GuestRequestor } from '../../src/vm/guest-requestor.ts'
 import type { Hypervisor } from '../../src/vm/hypervisor.ts'
 import { profiles } from '../../src/vm/profile.ts'
 import { rejectsWith } from '../contract/hypervisor-scene.ts'
-import { bootOriginal, cloneOf } from './clones.ts'
+import { bootOriginal, clonesOf } from './clones.ts'
 import { around, type Hook, type Hooks } from './hooks.ts'
 import type { Killable } from './killable.ts'
 import {
@@ -52,10 +52,7 @@ describe('sets of child VM snapshots', { skip: skipLive, timeout: 900_000 }, () 
     const original = await bootOriginal(stage, 'gx000', disks.slice(0, 2), { rootOnLvm: true, ...small })
     const plainDisks = await createDisks(stage.images, vmDirectory(stage, 'gy000'), 'qcow2')
     const plain = await bootOriginal(stage, 'gy000', plainDisks.slice(0, 2), small)
-    const clones: StageVm[] = []
-    const takesShadowCopies = (name: string) => thorough || name === 'gx003'
-    for (const name of names) clones.push(await cloneOf(stage, takesShadowCopies(name) ? original : plain, name))
-    vms = clones
+    vms = await clonesOf(stage, (name) => (thorough || name === 'gx003' ? original : plain), names)
   })
   after(async () => {
     await stage?.[Symbol.asyncDispose]()

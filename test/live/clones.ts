@@ -8,6 +8,7 @@ import { createHash } from 'node:crypto'
 import { mkdir, open, readFile, rm } from 'node:fs/promises'
 import { basename, join } from 'node:path'
 import { type GuestImageFile, type SampleGuestOptions, sampleGuestXml } from '../../sample-guest/sample-guest.ts'
+import { mapLimit } from '../../src/base/async.ts'
 import { agentAnswers, boot, defineVm, type Stage, type StageVm, vmDirectory } from './stage.ts'
 
 const lengthAt = 20
@@ -80,3 +81,7 @@ function uuidOf({ directory }: Stage, name: string): string {
     '-',
   )
 }
+
+/** Several at a time: starting a VM is mostly waiting. */
+export const clonesOf = (stage: Stage, original: (name: string) => Original, names: readonly string[]) =>
+  mapLimit(names, 3, (name) => cloneOf(stage, original(name), name))

@@ -8,7 +8,7 @@ import { readdir, readFile } from 'node:fs/promises'
 import { after, before, describe, it } from 'node:test'
 import { createDisks } from '../../sample-guest/sample-guest.ts'
 import { rejectsWith } from '../contract/hypervisor-scene.ts'
-import { bootOriginal, cloneOf } from './clones.ts'
+import { bootOriginal, clonesOf } from './clones.ts'
 import { beginStage, bootOf, inside, type Stage, type StageVm, skipLive, vmDirectory } from './stage.ts'
 import { backUp, nothingIsLeft, pointIds, stateOf } from './stage-session.ts'
 
@@ -21,9 +21,7 @@ describe('a set of thirty VMs', { skip: skipLive, timeout: 900_000 }, () => {
     stage = await beginStage('fleet')
     const disks = await createDisks(stage.images, vmDirectory(stage, 'fx000'), 'qcow2')
     const original = await bootOriginal(stage, 'fx000', disks.slice(0, 2), { memoryMiB: 128, rate: 1 })
-    const clones: StageVm[] = []
-    for (const name of names) clones.push(await cloneOf(stage, original, name))
-    vms = clones
+    vms = await clonesOf(stage, () => original, names)
   })
   after(async () => {
     await stage?.[Symbol.asyncDispose]()
