@@ -13,6 +13,7 @@ import { setTimeout } from 'node:timers/promises'
 import { type HelperVm, startHelperVm } from '../../src/libvirt/helper-vm.ts'
 import { type HelperVmImages, helperVmImages } from '../../src/libvirt/helper-vm-images.ts'
 import {
+import { rarely } from './thorough.ts'
   besideScript,
   copiesOf,
   emptyDisks,
@@ -123,7 +124,7 @@ describe('the helper VM', { skip, concurrency: false }, () => {
     await assert.rejects(vm.revert(set, attached(broken), { vm: 'web' }), { code: 'HELPER_VM_FAILED' })
   })
 
-  it('refuses a group of which a disk is missing, a set that is not there, and noise', async () => {
+  it('refuses a group of which a disk is missing, a set that is not there, and noise', rarely, async () => {
     const half = attached(await openCopies('half', disk('a')))
     await assert.rejects(vm.revert(set, half, { vm: 'web' }), { code: 'HELPER_VM_FAILED', message: /more disks/ })
     const other = attached(await openCopies('other', disk('part')))
@@ -169,7 +170,7 @@ describe('the helper VM', { skip, concurrency: false }, () => {
     await assertGone(pid)
   })
 
-  it('is not needed where the guest itself reverts copies beside its disks, which stay as they are', async (test) => {
+  it('is not needed where the guest itself reverts copies beside its disks, which stay as they are', rarely, async (test) => {
     const live = await openCopies('orig')
     const copies = await openCopies('copy')
     const said = await runInKernel(images, directory, [...live, ...copies], besideScript)

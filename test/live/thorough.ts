@@ -7,3 +7,6 @@ export const thorough = process.env.UMBRA_TEST_THOROUGH === '1'
 /** All of them, or those that always run. */
 export const usually = <T>(always: readonly T[], thoroughly: readonly T[]): readonly T[] =>
   thorough ? [...always, ...thoroughly] : always
+
+/** Options of a test that only runs then. */
+export const rarely = { skip: !thorough && 'runs with UMBRA_TEST_THOROUGH=1' }
