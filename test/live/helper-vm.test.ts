@@ -13,7 +13,6 @@ import { setTimeout } from 'node:timers/promises'
 import { type HelperVm, startHelperVm } from '../../src/libvirt/helper-vm.ts'
 import { type HelperVmImages, helperVmImages } from '../../src/libvirt/helper-vm-images.ts'
 import {
-import { rarely } from './thorough.ts'
   besideScript,
   copiesOf,
   emptyDisks,
@@ -24,6 +23,7 @@ import { rarely } from './thorough.ts'
   set,
   sums,
 } from './helper-vm-scene.ts'
+import { rarely } from './thorough.ts'
 
 const needed = ['qemu-system-x86_64', 'qemu-img', 'setpriv', 'cpio', 'lz4', 'mkfs.btrfs', 'apt-cache']
 const missing = needed.filter((program) => spawnSync(program, ['--version']).error !== undefined)
@@ -170,20 +170,24 @@ describe('the helper VM', { skip, concurrency: false }, () => {
     await assertGone(pid)
   })
 
-  it('is not needed where the guest itself reverts copies beside its disks, which stay as they are', rarely, async (test) => {
-    const live = await openCopies('orig')
-    const copies = await openCopies('copy')
-    const said = await runInKernel(images, directory, [...live, ...copies], besideScript)
-    const of = (when: string) =>
-      said.filter((line) => line.includes(`${when}:`)).map((it) => it.replace(`${when}:`, ''))
-    assert.equal(of('before').length, 8)
-    assert.deepEqual(of('after'), of('before'))
-    assert.equal(said.filter((line) => line.startsWith('reverted\t')).length, 5, said.join('\n'))
-    assert.ok(said.some((line) => /^fsid\tcopy-btrfs\t[0-9a-f-]{36}$/.test(line)))
-    assert.ok(said.includes('left /run: lock quiet top udev  /run/udev/rules.d: '))
-    test.diagnostic(`in the guest, 5 disks: ${said.find((line) => line.startsWith('took '))}`)
-    assertReverted(await runInKernel(images, directory, copies, lookScript('copy')))
-  })
+  it(
+    'is not needed where the guest itself reverts copies beside its disks, which stay as they are',
+    rarely,
+    async (test) => {
+      const live = await openCopies('orig')
+      const copies = await openCopies('copy')
+      const said = await runInKernel(images, directory, [...live, ...copies], besideScript)
+      const of = (when: string) =>
+        said.filter((line) => line.includes(`${when}:`)).map((it) => it.replace(`${when}:`, ''))
+      assert.equal(of('before').length, 8)
+      assert.deepEqual(of('after'), of('before'))
+      assert.equal(said.filter((line) => line.startsWith('reverted\t')).length, 5, said.join('\n'))
+      assert.ok(said.some((line) => /^fsid\tcopy-btrfs\t[0-9a-f-]{36}$/.test(line)))
+      assert.ok(said.includes('left /run: lock quiet top udev  /run/udev/rules.d: '))
+      test.diagnostic(`in the guest, 5 disks: ${said.find((line) => line.startsWith('took '))}`)
+      assertReverted(await runInKernel(images, directory, copies, lookScript('copy')))
+    },
+  )
 
   /** A copy of the disk with a partition, its exception store spoiled. */
   async function brokenPartition(spoil: (store: Buffer) => void): Promise<SceneDisk[]> {
