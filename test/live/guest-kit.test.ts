@@ -8,7 +8,7 @@ import { setTimeout } from 'node:timers/promises'
 import type { GuestLayout } from '../../sample-guest/sample-guest.ts'
 import { KitGuest } from './guest-kit-guest.ts'
 import { beginLiveHost, type LiveHost, skipLive } from './libvirt-world.ts'
-import { usually } from './thorough.ts'
+import { rarely, usually } from './thorough.ts'
 
 const set = '0badcafe'
 const expected: Record<string, readonly [kind: string, whereOfA: RegExp]> = {
@@ -65,27 +65,31 @@ function all(guestOf: () => KitGuest, layout: GuestLayout): void {
     assert.equal(await guest.traces(), '')
   })
 
-  it('takes one instant of the data, the writer at rest, while the guest writes on; and takes all away again', async (t) => {
-    const guest = guestOf()
-    await guest.kitDone('prepare', set, '300')
-    const heldMs = await guest.hold(set)
-    t.diagnostic(`${layout}: ${heldMs} ms from freeze to thaw`)
-    await setTimeout(500)
-    const areas = (await guest.kitDone('status', set)).trim().split('\n')
-    assert.equal(areas.length, 3)
-    const taken = await guest.verdictOfSet(set, layout)
-    assert.deepEqual([taken.ok, taken.quiesced, taken.lead], [true, true, 0])
-    const now = await guest.verdict()
-    assert.ok((now.logs[0]?.last ?? 0) > (taken.logs[0]?.last ?? 0), 'the writer goes on')
-    assert.deepEqual([now.ok, now.crossConsistent], [true, true])
-    await guest.kitDone('release', set)
-    assert.equal(await guest.traces(), '')
-    await guest.kitDone('release', set)
-    await guest.kitRefuses(6, /no set/, 'status', set)
-    assert.ok((await guest.verdict()).ok)
-  })
+  it(
+    'takes one instant of the data, the writer at rest, while the guest writes on; and takes all away again',
+    rarely,
+    async (t) => {
+      const guest = guestOf()
+      await guest.kitDone('prepare', set, '300')
+      const heldMs = await guest.hold(set)
+      t.diagnostic(`${layout}: ${heldMs} ms from freeze to thaw`)
+      await setTimeout(500)
+      const areas = (await guest.kitDone('status', set)).trim().split('\n')
+      assert.equal(areas.length, 3)
+      const taken = await guest.verdictOfSet(set, layout)
+      assert.deepEqual([taken.ok, taken.quiesced, taken.lead], [true, true, 0])
+      const now = await guest.verdict()
+      assert.ok((now.logs[0]?.last ?? 0) > (taken.logs[0]?.last ?? 0), 'the writer goes on')
+      assert.deepEqual([now.ok, now.crossConsistent], [true, true])
+      await guest.kitDone('release', set)
+      assert.equal(await guest.traces(), '')
+      await guest.kitDone('release', set)
+      await guest.kitRefuses(6, /no set/, 'status', set)
+      assert.ok((await guest.verdict()).ok)
+    },
+  )
 
-  it('leaves nothing of a set that a writer vetoes, by an error or by hanging', async () => {
+  it('leaves nothing of a set that a writer vetoes, by an error or by hanging', rarely, async () => {
     const guest = guestOf()
     await guest.kitDone('prepare', set, '300')
     await guest.inside('touch /run/writer-fail')
