@@ -162,6 +162,8 @@ export function vmWriter(
     policy,
     workDirectory: workDirectory(stateDirectory),
     limits: { ...defaultLimits, ...limits },
+    // What the guests do meanwhile they do on the same processors, and their applications wait for some of it.
+    atOnce: Math.max(2, Math.min(8, availableParallelism())),
     ...(recovery === undefined ? {} : { openAutoRecovery: () => openAutoRecovery(recovery), requireRecovery }),
   })
 }

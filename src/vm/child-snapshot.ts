@@ -58,10 +58,10 @@ export function childSnapshot(context: MethodContext): MethodRun {
       try {
         way = await autoRecovery[way]({ vm: facts, set, copies: ofDisks(recovery, copies), undo, signal, tell })
         recoveryMs = clock.monotonicMs() - beganMs
+        tell(`copies rolled back to the guest's snapshot (${way}) in ${Math.round(recoveryMs)} ms`)
       } finally {
         await releasing
       }
-      tell(`copies rolled back to the guest's snapshot (${way}) in ${Math.round(recoveryMs)} ms`)
     },
 
     abort: release,

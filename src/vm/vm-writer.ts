@@ -42,15 +42,14 @@ import type { OpenAutoRecovery } from './recovery-ways.ts'
 import type { VmRestore } from './restore.ts'
 import { savedState } from './saved-state.ts'
 
-/** VMs with which something slow is done at the same time, outside of any freeze. */
-const atOnce = 8
-
 export interface VmWriterOptions {
   readonly hypervisor: Hypervisor
   readonly policy: BackupPolicy
   readonly workDirectory: string
   readonly clock?: Clock
   readonly limits?: SessionLimits
+  /** VMs with which something slow is done side by side, outside of any freeze of the host's; 8 unless told. */
+  readonly atOnce?: number
   /** Only a backup has one. */
   readonly openAutoRecovery?: () => OpenAutoRecovery
   /** Makes sure, before anything is touched, that a way of recovery can be gone. */
@@ -82,9 +81,13 @@ export class VmWriter implements Writer {
     this.#options = options
   }
 
+  get #atOnce(): number {
+    return this.#options.atOnce ?? 8
+  }
+
   async onIdentify(): Promise<WriterMetadata> {
     const vms = await this.#options.hypervisor.listVms()
-    const components = await mapLimit(vms, atOnce, (facts) => this.#describe(facts))
+    const components = await mapLimit(vms, this.#atOnce, (facts) => this.#describe(facts))
     return { writerId: this.id, instanceId: this.instanceId, name: this.name, components }
   }
 
@@ -126,7 +129,7 @@ export class VmWriter implements Writer {
   }
 
   onPrepareSnapshot(session: WriterSession): Promise<readonly Veto[]> {
-    return this.#forEachVm(session, ({ run }) => run.prepareForSnapshot(), atOnce)
+    return this.#forEachVm(session, ({ run }) => run.prepareForSnapshot(), this.#atOnce)
   }
 
   /** No work but guest-freeze's; for the other methods the handlers are empty, as in the Hyper-V writer. */
@@ -159,7 +162,7 @@ export class VmWriter implements Writer {
         )
       }
     }
-    return await this.#forEachVm(session, work, atOnce)
+    return await this.#forEachVm(session, work, this.#atOnce)
   }
 
   async outcomes(session: WriterSession): Promise<readonly ComponentOutcome[]> {
