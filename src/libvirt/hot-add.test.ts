@@ -4,7 +4,8 @@
 import assert from 'node:assert/strict'
 import { describe, it } from 'node:test'
 import type { DomainCalls } from './domain-calls.ts'
-import { detachCopy, freeScsiPlace, freeTarget, virtioScsiControllers } from './hot-add.ts'
+import { readDomain } from './domain-xml.ts'
+import { attachedCopies, detachCopy, freeScsiPlace, freeTarget, virtioScsiControllers } from './hot-add.ts'
 import { isFailure } from './libvirt-errors.ts'
 
 const domain = (...devices: string[]) =>
@@ -14,7 +15,7 @@ const at = (unit: number, where = "controller='1' bus='0' target='0'") =>
   `<address type='drive' ${where} unit='${unit}'/>`
 const disk = (target: string, rest = '') =>
   `<disk type='file'><driver type='qcow2'/><source file='/${target}'/><target dev='${target}' bus='scsi'/>${rest}</disk>`
-const copy = disk('sdz', `<serial>umbra-1-sda</serial>${at(7)}`)
+const copy = disk('sdz', `<serial>umbra-0badcafe-sda</serial>${at(7)}`)
 
 describe('the place of a copy', () => {
   it('is on a virtio-scsi controller, whatever its index', () => {
@@ -57,20 +58,33 @@ describe('detaching', () => {
 
   it('names the copy as it is attached, and believes only the XML', async () => {
     const { asked, domains } = calls([domain(copy), domain(copy), domain()])
-    await detachCopy(domains, 'web', 'umbra-1-sda')
+    await detachCopy(domains, 'web', 'umbra-0badcafe-sda')
     assert.equal(asked.length, 2)
-    assert.match(asked[0] ?? '', /<source file='\/sdz'\/><target dev='sdz' bus='scsi'\/><serial>umbra-1-sda<.*unit='7'/)
+    assert.match(
+      asked[0] ?? '',
+      /<source file='\/sdz'\/><target dev='sdz' bus='scsi'\/><serial>umbra-0badcafe-sda<.*unit='7'/,
+    )
   })
 
   it('forgives a refusal of a device that has gone', async () => {
-    await detachCopy(calls([domain(copy), domain()], new Error('device not found')).domains, 'web', 'umbra-1-sda')
+    await detachCopy(
+      calls([domain(copy), domain()], new Error('device not found')).domains,
+      'web',
+      'umbra-0badcafe-sda',
+    )
   })
 
   it('gives up in time, and says that the copy is still attached', async () => {
     const { domains } = calls([domain(copy)], new Error('it is about to go'))
-    await assert.rejects(detachCopy(domains, 'web', 'umbra-1-sda', 120), (error: Error) => {
-      assert.match(error.message, /umbra-1-sda is still attached.*about to go/)
+    await assert.rejects(detachCopy(domains, 'web', 'umbra-0badcafe-sda', 120), (error: Error) => {
+      assert.match(error.message, /umbra-0badcafe-sda is still attached.*about to go/)
       return isFailure(error, 'HYPERVISOR_REFUSED')
     })
+  })
+
+  it('take no disk of the VM for a copy because of how its owner named it', () => {
+    const own = disk('sda', `<serial>umbra-demo-sda</serial>${at(0)}`)
+    assert.deepEqual(attachedCopies(readDomain(domain(own)).disks), [])
+    assert.deepEqual(attachedCopies(readDomain(domain(own, copy)).disks), ['umbra-0badcafe-sda'])
   })
 })

@@ -9,7 +9,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { systemClock } from '../base/clock.ts'
 import { describeError, invariant } from '../base/failure.ts'
 import { failure } from '../errors.ts'
-import type { AttachedCopy, DiskImage } from '../vm/hypervisor.ts'
+import { type AttachedCopy, copySerial, type DiskImage } from '../vm/hypervisor.ts'
 import type { DomainCalls } from './domain-calls.ts'
 import { readDomain } from './domain-xml.ts'
 import { isFailure } from './libvirt-errors.ts'
@@ -21,7 +21,6 @@ import { attribute, child, children, escapeXml, parseXml } from './xml-dom.ts'
 const usualLimitMs = 30_000
 /** On a virtio-scsi controller a target has more; as many are certain to be found by every guest. */
 const mostUnits = 256
-const ourSerial = /^umbra[A-Za-z0-9_-]{0,15}$/
 
 type ScsiPlace = { readonly controller: number; readonly unit: number }
 
@@ -35,7 +34,7 @@ export function virtioScsiControllers(xml: string): number[] {
 
 /** Serials of copies that are attached. */
 export const attachedCopies = (disks: readonly { readonly serial?: string }[]): string[] =>
-  disks.flatMap(({ serial }) => (serial !== undefined && ourSerial.test(serial) ? [serial] : []))
+  disks.flatMap(({ serial }) => (serial !== undefined && copySerial.test(serial) ? [serial] : []))
 
 /** Where one disk more fits. Everything with a drive address counts, passed-through devices too. */
 export function freeScsiPlace(xml: string): ScsiPlace | undefined {
@@ -76,7 +75,7 @@ function diskXml(target: string, serial: string, image: DiskImage, { controller,
 const blockSource = ({ blockDevice }: { blockDevice: string }) => ['block', `dev='${escapeXml(blockDevice)}'`]
 
 export async function attachCopy(domains: DomainCalls, uuid: string, { serial, image }: AttachedCopy): Promise<void> {
-  invariant(ourSerial.test(serial), `no serial for a copy: ${serial}`)
+  invariant(copySerial.test(serial), `no serial for a copy: ${serial}`)
   const state = await power(domains, uuid)
   const vm = domains.nameOf(uuid)
   if (state === 'gone') throw failure('VM_NOT_FOUND', { vm, known: 'others' })

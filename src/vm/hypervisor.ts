@@ -127,6 +127,9 @@ export interface OverlayInPlace extends OverlayPlan {
   readonly base: DiskImage
 }
 
+/** How attached copies are told from a VM's own disks, whose serials are the user's business: `umbra-SET-TARGET`. */
+export const copySerial = /^umbra-[0-9a-f]{8}-[0-9a-z]{1,5}$/
+
 /** The copy of a disk next to its original, for auto-recovery inside the guest. */
 export interface AttachedCopy {
   readonly serial: string
@@ -178,8 +181,8 @@ export interface Hypervisor extends AsyncDisposable {
   mergeOverlay(uuid: string, overlay: OverlayInPlace): Promise<void>
 
   /**
-   * Hot-adds an image, read-write, to a running VM on its virtio-scsi controller, under a serial of at most 20 characters
-   * that begins with `umbra`. The stored configuration stays as it is.
+   * Hot-adds an image, read-write, to a running VM on its virtio-scsi controller, under a serial of the form
+   * `copySerial`. The stored configuration stays as it is.
    */
   attachCopy(uuid: string, copy: AttachedCopy): Promise<void>
   /** Hot-removes what has that serial; resolves when the VM has let go of the image. Idempotent, whatever runs or is off. */

@@ -8,7 +8,7 @@ import type { UndoHandlers, UndoRecord } from '../base/cleanup.ts'
 import { type Clock, systemClock } from '../base/clock.ts'
 import { releaseGuest } from './child-snapshot.ts'
 import { thawGuest } from './guest-freeze.ts'
-import type { DiskImage, Hypervisor } from './hypervisor.ts'
+import { copySerial, type DiskImage, type Hypervisor } from './hypervisor.ts'
 import { type TakeBack, takeBackRestore } from './restore.ts'
 import { removeFile, takeBackSave } from './saved-state.ts'
 
@@ -18,7 +18,7 @@ const vm = z.string().min(1)
 const records = {
   thawGuest: z.object({ vm }),
   releaseGuest: z.object({ vm, set: z.string().regex(/^[0-9a-f]{8}$/) }),
-  detachCopy: z.object({ vm, serial: z.string().regex(/^umbra-[0-9a-z-]{1,14}$/) }),
+  detachCopy: z.object({ vm, serial: z.string().regex(copySerial) }),
   returnVm: z.object({ vm, file: path, power: z.string() }),
   removeFile: z.object({ path }),
   removeFiles: z.object({ paths: z.array(path) }),

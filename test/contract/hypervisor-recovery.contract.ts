@@ -79,7 +79,7 @@ function attachTests(contractTest: ContractTest): void {
     assert.ok(first && second)
     const nowhere = { format: 'qcow2', storage: { file: scene.path('nowhere') } } as const
     await rejectsWith(
-      hypervisor.attachCopy(running.uuid, { serial: 'umbra-none', image: nowhere }),
+      hypervisor.attachCopy(running.uuid, { serial: 'umbra-00000000-none', image: nowhere }),
       'HYPERVISOR_REFUSED',
     )
     await scene.attach(first)

@@ -3,12 +3,12 @@
  * and the refusals of QEMU.
  */
 import { failure } from '../../src/errors.ts'
-import type { AttachedCopy } from '../../src/vm/hypervisor.ts'
+import { type AttachedCopy, copySerial } from '../../src/vm/hypervisor.ts'
 import { type ConfiguredDisk, readConfiguration, withDisk, withoutDisk } from './sim-configuration.ts'
 import { nameOf, powerOf, refused, type SimVm } from './sim-vm.ts'
 import type { SimWorld } from './sim-world.ts'
 
-export const isCopy = ({ serial }: ConfiguredDisk): boolean => serial?.startsWith('umbra') === true
+export const isCopy = ({ serial }: ConfiguredDisk): boolean => copySerial.test(serial ?? '')
 
 /** The hot-added copies that a VM has open now. */
 export const attachedCopies = (vm: SimVm): readonly ConfiguredDisk[] =>
