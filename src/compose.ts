@@ -185,7 +185,7 @@ export async function recoveryTools(settings: Settings, hypervisor: Hypervisor):
     startHelperVm: async () => {
       const helper = await startHelperVm({ images: await helperVmImages() })
       return {
-        revert: async (vm, set, disks) => void (await helper.revert(set, disks, { vm })),
+        revert: async (vm, set, disks, signal) => void (await helper.revert(set, disks, { vm, signal })),
         [Symbol.asyncDispose]: () => helper[Symbol.asyncDispose](),
       }
     },

@@ -7,9 +7,10 @@ import { settleAll } from '../base/async.ts'
 import type { JsonObject, UndoStep } from '../base/cleanup.ts'
 import { type Clock, systemClock } from '../base/clock.ts'
 import { describeError, Failure } from '../base/failure.ts'
-import { errorEntry, failure } from '../errors.ts'
+import { failure } from '../errors.ts'
 import type { ComponentMetadata, ComponentRef, WriterMetadata } from '../vss/components.ts'
-import type { Veto, WriterFailureCode } from '../vss/vocabulary.ts'
+import { failureCodeOf } from '../vss/failure-code.ts'
+import type { Veto } from '../vss/vocabulary.ts'
 import type { ComponentOutcome, RestoredComponent, RestoreSession, Writer, WriterSession } from '../vss/writer.ts'
 import type { FilesRestore } from './files-restore.ts'
 import { hookObstacle, runHook } from './hook.ts'
@@ -198,7 +199,7 @@ export class FilesWriter implements Writer {
             {
               writer: this.name,
               component: item.name,
-              code: codeOf(outcome.error),
+              code: failureCodeOf(outcome.error),
               reason: describeError(outcome.error),
             },
           ],
@@ -232,9 +233,4 @@ function planOf({ name, directory, hook, exclude = [] }: HostDirectory): JsonObj
       { target: 'extended attributes', reason: 'access control lists and the like are not kept' },
     ],
   }
-}
-
-function codeOf(error: unknown): WriterFailureCode {
-  if (error instanceof Failure && error.code === 'DEADLINE_EXCEEDED') return 'VSS_E_WRITERERROR_TIMEOUT'
-  return errorEntry(error)?.retry === 'retry' ? 'VSS_E_WRITERERROR_RETRYABLE' : 'VSS_E_WRITERERROR_NONRETRYABLE'
 }

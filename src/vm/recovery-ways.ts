@@ -20,7 +20,12 @@ export interface WritableImages extends AsyncDisposable {
 /** A VM of our own that reverts what it is given, one VM's disks at a time. */
 export interface HelperVm extends AsyncDisposable {
   /** Rejects with HELPER_VM_FAILED or GUEST_SET_LOST; the images are closed either way. */
-  revert(vm: string, set: string, disks: readonly { serial: string; image: DiskImage }[]): Promise<void>
+  revert(
+    vm: string,
+    set: string,
+    disks: readonly { serial: string; image: DiskImage }[],
+    signal: AbortSignal,
+  ): Promise<void>
 }
 
 export interface RecoveryTools {
@@ -28,7 +33,12 @@ export interface RecoveryTools {
   readonly clock: Clock
   openWritable(images: readonly { name: string; image: DiskImage }[]): Promise<WritableImages>
   /** Writes nothing before it has understood everything. */
-  revertByReading(vm: string, set: string, disks: readonly { name: string; device: WritableDevice }[]): Promise<unknown>
+  revertByReading(
+    vm: string,
+    set: string,
+    disks: readonly { name: string; device: WritableDevice }[],
+    signal: AbortSignal,
+  ): Promise<unknown>
   /** Gives a btrfs file system its own fsid back. */
   restoreFsid(device: WritableDevice, fsid: string): Promise<void>
   startHelperVm(): Promise<HelperVm>
@@ -81,17 +91,17 @@ function told(way: RecoveryWay, recover: (recovery: Recovery) => Promise<void>):
   }
 }
 
-async function recoverByReading(tools: RecoveryTools, { vm, set, copies }: Recovery): Promise<void> {
+async function recoverByReading(tools: RecoveryTools, { vm, set, copies, signal }: Recovery): Promise<void> {
   await using images = await tools.openWritable(copies.map(({ target, image }) => ({ name: target, image })))
   const disks = await Promise.all(
     copies.map(async ({ target }) => ({ name: target, device: await images.open(target) })),
   )
-  await tools.revertByReading(vm.name, set, disks)
+  await tools.revertByReading(vm.name, set, disks, signal)
 }
 
-async function recoverOnHost(helper: () => Promise<HelperVm>, { vm, set, copies }: Recovery): Promise<void> {
+async function recoverOnHost(helper: () => Promise<HelperVm>, { vm, set, copies, signal }: Recovery): Promise<void> {
   const disks = copies.map(({ target, image }) => ({ serial: serialOf(set, target), image }))
-  await (await helper()).revert(vm.name, set, disks)
+  await (await helper()).revert(vm.name, set, disks, signal)
 }
 
 /** While the copies are attached the guest's LVM refuses changes: nothing else happens in between. */

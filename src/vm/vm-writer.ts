@@ -8,18 +8,12 @@ import { mapLimit, settleAll } from '../base/async.ts'
 import type { JsonObject } from '../base/cleanup.ts'
 import { type Clock, systemClock } from '../base/clock.ts'
 import { describeError, Failure } from '../base/failure.ts'
-import { errorEntry, failure } from '../errors.ts'
+import { failure } from '../errors.ts'
 import type { ComponentMetadata, ComponentRef, WriterMetadata } from '../vss/components.ts'
+import { failureCodeOf } from '../vss/failure-code.ts'
 import type { ShadowCopy, Volume } from '../vss/provider.ts'
 import type { FileOwner } from '../vss/restore-plan.ts'
-import {
-  backupRecoveryFlag,
-  defaultLimits,
-  hyperVWriterId,
-  type SessionLimits,
-  type Veto,
-  type WriterFailureCode,
-} from '../vss/vocabulary.ts'
+import { backupRecoveryFlag, defaultLimits, hyperVWriterId, type SessionLimits, type Veto } from '../vss/vocabulary.ts'
 import type { WritableCopies } from '../vss/windows.ts'
 import type {
   ComponentFile,
@@ -249,7 +243,9 @@ export class VmWriter implements Writer {
     return settled.flatMap(({ item, outcome }) => {
       if (outcome.ok) return []
       const component = this.#vms.get(item.name)?.facts.name ?? item.name
-      return [{ writer: this.name, component, code: codeOf(outcome.error), reason: describeError(outcome.error) }]
+      return [
+        { writer: this.name, component, code: failureCodeOf(outcome.error), reason: describeError(outcome.error) },
+      ]
     })
   }
 }
@@ -323,13 +319,4 @@ function metadataOf({ facts, plan, run, hostFiles, owners }: VmInSet): JsonObjec
 async function ownersOf({ disks }: MethodPlan): Promise<Record<string, FileOwner>> {
   const found = await Promise.all(disks.map(async ({ target, location }) => [target, await ownerOf(location)] as const))
   return Object.fromEntries(found.flatMap(([target, owner]) => (owner === undefined ? [] : [[target, owner]])))
-}
-
-function codeOf(error: unknown): WriterFailureCode {
-  if (error instanceof Failure && (error.code === 'DEADLINE_EXCEEDED' || error.code === 'GUEST_NOT_RESPONDING')) {
-    return 'VSS_E_WRITERERROR_TIMEOUT'
-  }
-  const retry = errorEntry(error)?.retry
-  if (retry === 'reduce-load') return 'VSS_E_WRITERERROR_OUTOFRESOURCES'
-  return retry === 'retry' ? 'VSS_E_WRITERERROR_RETRYABLE' : 'VSS_E_WRITERERROR_NONRETRYABLE'
 }
