@@ -121,6 +121,18 @@ describe('a child VM snapshot', () => {
     assert.deepEqual(leftovers(world), [])
   })
 
+  test('whose guest has no area for one of its volumes is a veto: that volume could not be rolled back', async () => {
+    await using made = await sandbox()
+    const { components, prepare, world } = made
+    await prepare()
+    const requestor = world.requestor('shop')
+    const status = requestor.status.bind(requestor)
+    requestor.status = async (set) => (await status(set)).slice(1)
+    await assert.rejects(components.doSnapshotSet(), /the snapshot inside shop can not be relied upon: it has none of/)
+    await components[Symbol.asyncDispose]()
+    assert.deepEqual(leftovers(world), [])
+  })
+
   test('gives copies that are read-only after PostSnapshot: a later write is an error (V8)', async () => {
     await using made = await sandbox()
     const { components, prepare } = made

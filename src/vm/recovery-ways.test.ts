@@ -78,6 +78,24 @@ describe('auto-recovery', () => {
     assert.deepEqual(did, ['read', 'close', 'helper starts', 'helper reverts 2 of shop', 'helper ends'])
   })
 
+  test('hands the signal of the session to whoever may take long', async () => {
+    const { tools, recovery } = sandbox()
+    const signals: AbortSignal[] = []
+    const watching: RecoveryTools = {
+      ...tools,
+      revertByReading: async (_vm, _set, _disks, signal) => signals.push(signal),
+      startHelperVm: async () => ({
+        revert: async (_vm, _set, _disks, signal) => void signals.push(signal),
+        [Symbol.asyncDispose]: async () => undefined,
+      }),
+    }
+    await using ways = openAutoRecovery(watching)
+    await ways['by-reading'](recovery)
+    await ways['on-host'](recovery)
+    assert.equal(signals.length, 2)
+    for (const signal of signals) assert.equal(signal, recovery.signal)
+  })
+
   test('by reading leaves a set that is lost to nobody', async () => {
     const { did, tools, recovery } = sandbox({ reading: lost })
     await using ways = openAutoRecovery(tools)

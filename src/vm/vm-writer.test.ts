@@ -138,6 +138,29 @@ describe('the VM writer', () => {
     assert.match(veto?.reason ?? '', /have just changed/)
   })
 
+  test('vetoes, before anything is touched, a VM whose copies could not be rolled back (the helper VM can not be built)', async () => {
+    await using made = await sandbox(
+      { shop: {} },
+      { autoRecovery: true, method: 'child-snapshot', recovery: 'on-host' },
+    )
+    const { world, session } = made
+    const asked: string[] = []
+    const writer = new VmWriter({
+      hypervisor: world.hypervisor,
+      policy: { ...defaultPolicy, method: 'child-snapshot', recovery: 'on-host' },
+      workDirectory: '/',
+      requireRecovery: async (way) => {
+        asked.push(way)
+        throw new Error('no kernel')
+      },
+    })
+    await writer.onIdentify()
+    const [veto] = await writer.onPrepareBackup(session)
+    assert.match(veto?.reason ?? '', /no kernel/)
+    assert.deepEqual(asked, ['on-host'])
+    assert.deepEqual(leftovers(world), [])
+  })
+
   test('vetoes a VM whose copies would have to be rolled back and can not, because its guest has writers only now', async () => {
     await using made = await sandbox({ shop: { requestor: { writers: [] } } }, { autoRecovery: true })
     const { writer, session, world } = made
