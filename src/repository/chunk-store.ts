@@ -21,6 +21,7 @@ import {
   recordHeaderBytes,
   tocEntries,
 } from './format.ts'
+import type { Seal } from './seal.ts'
 
 /** Decoded chunks kept: enough that some sequential readers do not decode twice. */
 const cachedChunks = 12
@@ -39,6 +40,7 @@ interface DecodedChunk {
 
 export class ChunkStore {
   readonly #backend: Backend
+  readonly seal: Seal
   readonly maxPlainBytes: number
   readonly table: ChunkTable
   readonly threads: CodecThreads
@@ -49,8 +51,9 @@ export class ChunkStore {
   readonly #decoders: Slots
   #refreshing: Promise<void> | undefined
 
-  constructor(backend: Backend, chunkSizeBytes: number) {
+  constructor(backend: Backend, seal: Seal, chunkSizeBytes: number) {
     this.#backend = backend
+    this.seal = seal
     this.maxPlainBytes = Math.max(chunkSizeBytes, segmentMaxBytes)
     this.table = new ChunkTable(recordBytes(this.maxPlainBytes))
     this.threads = codecThreads(this.table.maxReadBytes)
@@ -70,7 +73,7 @@ export class ChunkStore {
       if (this.#loadedIndexes.has(key)) continue
       const object = await this.#backend.get(key, indexMaxBytes)
       try {
-        for (const pack of decodeIndex(object)) this.#addPack(pack)
+        for (const pack of decodeIndex(this.seal, object)) this.#addPack(pack)
       } catch (error) {
         if (!(error instanceof FormatError)) throw error
         throw failure('REPOSITORY_DAMAGED', { path: `${this.#backend.location}/${key}`, reason: error.message }, error)

@@ -8,6 +8,7 @@ import type { Backend } from './backend.ts'
 import { FormatError, objectKeys, smallDocumentMaxBytes } from './format.ts'
 import { ownProcessMark, type ProcessMark, processState } from './process-mark.ts'
 import { makePointId } from './recovery-point.ts'
+import { plainSeal } from './seal.ts'
 import { sealJson, unsealJson } from './sealed-json.ts'
 
 /** Told of an id; when told of another one, the one before was taken by somebody else and is none of ours. */
@@ -37,7 +38,9 @@ export async function beginDraftMark(
     await announce(id)
     livingDrafts.add(livingKey(backend, id))
     try {
-      const outcome = await backend.put(objectKeys.draft(id), [sealJson(kind, await ownProcessMark())])
+      const outcome = await backend.put(objectKeys.draft(id), [
+        sealJson(plainSeal, kind, objectKeys.draft(id), await ownProcessMark()),
+      ])
       if (outcome === 'stored') return id
     } catch (error) {
       livingDrafts.delete(livingKey(backend, id))
@@ -70,7 +73,8 @@ export async function draftWriter(backend: Backend, id: string): Promise<string 
 /** Undefined when there is no marker, or one that a crash of the storage has spoiled. */
 async function readMark(backend: Backend, id: string): Promise<ProcessMark | undefined> {
   try {
-    return unsealJson(kind, await backend.get(objectKeys.draft(id), smallDocumentMaxBytes), markShape)
+    const key = objectKeys.draft(id)
+    return unsealJson(plainSeal, kind, key, await backend.get(key, smallDocumentMaxBytes), markShape)
   } catch (error) {
     if (error instanceof Failure && error.code === 'REPOSITORY_OBJECT_MISSING') return undefined
     if (error instanceof FormatError) return undefined

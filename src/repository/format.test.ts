@@ -27,6 +27,7 @@ import {
   writePackHeader,
   writeRecordHeader,
 } from './format.ts'
+import { plainSeal } from './seal.ts'
 import { sealJson, unsealJson } from './sealed-json.ts'
 
 const packHeader = { repositoryId: '7e1b0c9e-1111-4222-8333-444455556666', chunkSizeBytes: 65536 }
@@ -66,7 +67,7 @@ function makePack(headers: readonly Omit<TocEntry, 'offset'>[]): {
     offset += record.length
   }
   const toc = Buffer.concat(entries.map(encodeTocEntry))
-  const { footer, digest } = encodePackFooter(toc, offset)
+  const { footer, digest } = encodePackFooter(plainSeal, toc, offset)
   const pack = Buffer.concat([...parts, toc, footer])
   return { pack, entries, listing: { pointId: '20261122T010203Z-ab2c', digest, sizeBytes: pack.length, toc } }
 }
@@ -76,11 +77,11 @@ test('a pack tells what it holds three ways: by its table of contents, by an ind
     fc.property(fc.array(header, { maxLength: 12 }), (headers) => {
       const { pack, entries, listing } = makePack(headers)
       assert.deepEqual(readPackHeader(pack), packHeader)
-      const { toc, digest } = decodePackEnd(pack)
+      const { toc, digest } = decodePackEnd(plainSeal, pack)
       assert.deepEqual([...tocEntries(toc)].map(plainOf), entries.map(plainOf))
       assert.deepEqual([...scanPack(pack)].map(plainOf), entries.map(plainOf))
-      const index = Buffer.concat(encodeIndex([listing, listing]).parts)
-      const listings = [...decodeIndex(index)]
+      const index = Buffer.concat(encodeIndex(plainSeal, [listing, listing]).parts)
+      const listings = [...decodeIndex(plainSeal, index)]
       assert.equal(listings.length, 2)
       assert.deepEqual([...tocEntries(listings[1]?.toc ?? Buffer.alloc(0))].map(plainOf), entries.map(plainOf))
       assert.deepEqual(listings[0]?.digest, digest)
@@ -106,14 +107,14 @@ test('an index with any bit flipped, or cut anywhere, is refused before anything
     { id: randomBytes(32), kind: 1, encoding: 0, storedBytes: 10, plainBytes: 10 },
     { id: randomBytes(32), kind: 2, encoding: 1, storedBytes: 10, plainBytes: 20 },
   ])
-  const index = Buffer.concat(encodeIndex([listing]).parts)
+  const index = Buffer.concat(encodeIndex(plainSeal, [listing]).parts)
   for (let bit = 0; bit < index.length * 8; bit += 1) {
     const spoiled = Buffer.from(index)
     spoiled[bit >> 3] = (spoiled[bit >> 3] ?? 0) ^ (1 << (bit & 7))
-    assert.throws(() => decodeIndex(spoiled).next(), FormatError)
+    assert.throws(() => decodeIndex(plainSeal, spoiled).next(), FormatError)
   }
   for (let length = 0; length < index.length; length += 1) {
-    assert.throws(() => decodeIndex(index.subarray(0, length)).next(), FormatError)
+    assert.throws(() => decodeIndex(plainSeal, index.subarray(0, length)).next(), FormatError)
   }
 })
 
@@ -136,9 +137,9 @@ test('bytes from anywhere are refused, and do nothing else', () => {
       const readers = [
         () => readRecordHeader(hostile),
         () => readPackHeader(hostile),
-        () => decodePackEnd(hostile),
-        () => [...decodeIndex(hostile)],
-        () => unsealJson('recovery point', hostile, z.object({})),
+        () => decodePackEnd(plainSeal, hostile),
+        () => [...decodeIndex(plainSeal, hostile)],
+        () => unsealJson(plainSeal, 'recovery point', 'points/x.json', hostile, z.object({})),
       ]
       for (const read of readers) assert.throws(read, FormatError)
       for (const _ of scanPack(hostile)) assert.fail('a record in noise')
@@ -157,12 +158,12 @@ test('a record that says it is larger than any may be is refused though its chec
 
 test('sealed JSON comes back, and not with one character changed', () => {
   const shape = z.object({ name: z.string() })
-  const sealed = sealJson('thing', { name: 'a "name"\n' })
-  assert.deepEqual(unsealJson('thing', sealed, shape), { name: 'a "name"\n' })
-  assert.throws(() => unsealJson('other thing', sealed, shape), FormatError)
+  const sealed = sealJson(plainSeal, 'thing', 'things/one', { name: 'a "name"\n' })
+  assert.deepEqual(unsealJson(plainSeal, 'thing', 'things/one', sealed, shape), { name: 'a "name"\n' })
+  assert.throws(() => unsealJson(plainSeal, 'other thing', 'things/one', sealed, shape), FormatError)
   for (let at = sealed.indexOf('\n') + 1; at < sealed.length; at += 1) {
     const spoiled = Buffer.from(sealed)
     spoiled[at] = (spoiled[at] ?? 0) ^ 1
-    assert.throws(() => unsealJson('thing', spoiled, shape), FormatError)
+    assert.throws(() => unsealJson(plainSeal, 'thing', 'things/one', spoiled, shape), FormatError)
   }
 })

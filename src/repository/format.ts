@@ -3,7 +3,8 @@
  * to and from bytes. Pure. Numbers are little-endian. Whatever is read is checked before it is believed.
  */
 import { crc32 } from 'node:zlib'
-import { asBuffer, blake3Digest, blake3DigestOf, digestBytes } from './blake3.ts'
+import { asBuffer, digestBytes } from './blake3.ts'
+import type { Seal } from './seal.ts'
 
 /** What this program writes; it reads this and everything before. */
 export const formatVersion = 1
@@ -192,8 +193,8 @@ export function* tocEntries(toc: Buffer): Generator<TocEntry> {
 }
 
 /** The footer that follows the records and `toc`; its digest names the pack. */
-export function encodePackFooter(toc: Buffer, tocOffset: number): { footer: Buffer; digest: Buffer } {
-  const digest = blake3Digest(toc)
+export function encodePackFooter(seal: Seal, toc: Buffer, tocOffset: number): { footer: Buffer; digest: Buffer } {
+  const digest = seal.digest('table of contents', [toc])
   const footer = Buffer.alloc(packFooterBytes)
   footer.write(magic.footer, 0, 'latin1')
   footer.writeUInt32LE(toc.length / tocEntryBytes, 4)
@@ -205,7 +206,7 @@ export function encodePackFooter(toc: Buffer, tocOffset: number): { footer: Buff
 }
 
 /** The table of contents of a whole pack, proven by its digest; FormatError when the pack does not end as one. */
-export function decodePackEnd(pack: Buffer): { toc: Buffer; digest: Buffer } {
+export function decodePackEnd(seal: Seal, pack: Buffer): { toc: Buffer; digest: Buffer } {
   check(pack.length >= packHeaderBytes + packFooterBytes, 'the pack is cut off')
   const footer = pack.subarray(pack.length - packFooterBytes)
   check(footer.toString('latin1', 56, 64) === magic.end, 'it does not end as a pack')
@@ -214,7 +215,7 @@ export function decodePackEnd(pack: Buffer): { toc: Buffer; digest: Buffer } {
   const toc = pack.subarray(tocOffset, pack.length - packFooterBytes)
   check(toc.length === footer.readUInt32LE(4) * tocEntryBytes, 'the table of contents has the wrong length')
   const digest = footer.subarray(16, 48)
-  check(blake3Digest(toc).equals(digest), 'the table of contents is damaged')
+  check(seal.digest('table of contents', [toc]).equals(digest), 'the table of contents is damaged')
   return { toc, digest }
 }
 
@@ -241,13 +242,13 @@ export function* scanPack(pack: Buffer): Generator<TocEntry> {
 }
 
 /** An index object: what some packs hold. `digest` names it. */
-export function encodeIndex(packs: readonly PackListing[]): { parts: Buffer[]; digest: Buffer } {
+export function encodeIndex(seal: Seal, packs: readonly PackListing[]): { parts: Buffer[]; digest: Buffer } {
   const header = Buffer.alloc(indexHeaderBytes)
   header.write(magic.index, 0, 'latin1')
   header.writeUInt16LE(formatVersion, 8)
   header.writeUInt32LE(packs.length, 12)
   const parts = [header, ...packs.flatMap((pack) => [encodeListing(pack), pack.toc])]
-  const digest = blake3DigestOf(parts)
+  const digest = seal.digest('index', parts)
   return { parts: [...parts, digest], digest }
 }
 
@@ -261,13 +262,13 @@ function encodeListing(pack: PackListing): Buffer {
 }
 
 /** The packs of an index object, one after the other; FormatError before the first when the object is damaged. */
-export function* decodeIndex(object: Buffer): Generator<PackListing> {
+export function* decodeIndex(seal: Seal, object: Buffer): Generator<PackListing> {
   check(object.length >= indexHeaderBytes + digestBytes, 'the index is cut off')
   check(object.toString('latin1', 0, 8) === magic.index, 'it does not begin as an index')
   check(object.readUInt16LE(8) <= formatVersion, 'an index of a newer format')
   check(object.readUInt16LE(10) === 0, 'unknown index flags')
   const end = object.length - digestBytes
-  check(blake3Digest(object.subarray(0, end)).equals(object.subarray(end)), 'its digest does not match')
+  check(seal.digest('index', [object.subarray(0, end)]).equals(object.subarray(end)), 'its digest does not match')
   let offset = indexHeaderBytes
   for (let left = object.readUInt32LE(12); left > 0; left -= 1) {
     check(offset + indexPackBytes <= end, 'the index is cut off')

@@ -11,6 +11,7 @@ import { test } from 'node:test'
 import { goldenDisk } from '../../test/golden/repository-1.make.ts'
 import { decodePackEnd, scanPack, tocEntries } from './format.ts'
 import { openRepository } from './repository.ts'
+import { plainSeal } from './seal.ts'
 
 async function goldenRepository() {
   const folder = await mkdtemp(path.join(tmpdir(), 'umbra-golden-'))
@@ -57,7 +58,7 @@ test('every pack of format 1 tells what it holds without any index', async () =>
   assert.equal(packs.length, 2)
   for (const { parentPath, name } of packs) {
     const pack = await readFile(path.join(parentPath, name))
-    const { toc, digest } = decodePackEnd(pack)
+    const { toc, digest } = decodePackEnd(plainSeal, pack)
     assert.equal(digest.toString('hex'), name)
     assert.deepEqual([...scanPack(pack)], [...tocEntries(toc)])
   }

@@ -19,6 +19,7 @@ import {
   writePackHeader,
   writeRecordHeader,
 } from './format.ts'
+import type { Seal } from './seal.ts'
 
 /** Packs on their way to the backend while one fills. */
 const packsInFlight = 1
@@ -31,6 +32,7 @@ interface OpenPack {
 
 export class PackWriter {
   readonly #backend: Backend
+  readonly #seal: Seal
   readonly #pointId: string
   readonly #header: PackHeader
   readonly #listings: PackListing[] = []
@@ -40,8 +42,9 @@ export class PackWriter {
   #appending: Promise<void> = Promise.resolve()
   readonly #puts = new Set<Promise<void>>()
 
-  constructor(backend: Backend, pointId: string, header: PackHeader) {
+  constructor(backend: Backend, seal: Seal, pointId: string, header: PackHeader) {
     this.#backend = backend
+    this.#seal = seal
     this.#pointId = pointId
     this.#header = header
   }
@@ -105,7 +108,7 @@ export class PackWriter {
 
   #put(pack: OpenPack): void {
     const toc = Buffer.concat(pack.toc)
-    const { footer, digest } = encodePackFooter(toc, pack.usedBytes)
+    const { footer, digest } = encodePackFooter(this.#seal, toc, pack.usedBytes)
     const parts = [pack.buffer.subarray(0, pack.usedBytes), toc, footer]
     const put = this.#backend.put(objectKeys.pack(this.#pointId, digest), parts).then(() => {
       const sizeBytes = pack.usedBytes + toc.length + footer.length

@@ -8,7 +8,7 @@ import { invariant } from '../base/failure.ts'
 import { openSlots, type Slots } from '../base/slots.ts'
 import { failure } from '../errors.ts'
 import type { Backend } from './backend.ts'
-import { asBuffer, blake3Digest } from './blake3.ts'
+import { asBuffer } from './blake3.ts'
 import type { ChunkStore } from './chunk-store.ts'
 import { ChunkTable } from './chunk-table.ts'
 import type { SharedBuffer } from './codec-threads.ts'
@@ -95,8 +95,8 @@ export class OpenDraft implements PointDraft {
   constructor(id: string, context: DraftContext) {
     this.id = id
     this.context = context
-    const { backend, repositoryId, chunkSizeBytes } = context
-    this.#packs = new PackWriter(backend, id, { repositoryId, chunkSizeBytes })
+    const { backend, store, repositoryId, chunkSizeBytes } = context
+    this.#packs = new PackWriter(backend, store.seal, id, { repositoryId, chunkSizeBytes })
     this.#own = new ChunkTable(recordBytes(context.store.maxPlainBytes))
     this.#slots = openSlots(context.store.threads.jobsAtOnce)
   }
@@ -133,7 +133,9 @@ export class OpenDraft implements PointDraft {
       streams: this.#streams,
       documents: this.#documents,
     }
-    const outcome = await this.context.backend.put(objectKeys.point(this.id), [encodeManifest(manifest)])
+    const outcome = await this.context.backend.put(objectKeys.point(this.id), [
+      encodeManifest(this.context.store.seal, manifest),
+    ])
     invariant(outcome === 'stored', 'two drafts with one id')
     this.#state = 'committed'
     // The point exists (law 6). A marker that can not be removed is none of its business: it names no living writer.
@@ -144,7 +146,7 @@ export class OpenDraft implements PointDraft {
   async #publish(packs: readonly PackListing[]): Promise<void> {
     for (let first = 0; first < packs.length; first += packsPerIndex) {
       const some = packs.slice(first, first + packsPerIndex)
-      const { parts, digest } = encodeIndex(some)
+      const { parts, digest } = encodeIndex(this.context.store.seal, some)
       const key = objectKeys.index(this.id, digest)
       await this.context.backend.put(key, parts)
       this.context.store.addPublished(key, some)
@@ -162,7 +164,7 @@ export class OpenDraft implements PointDraft {
    */
   async store(kind: RecordKind, plain: Buffer, onStored?: (storedBytes: number) => void): Promise<Stored> {
     this.#throwIfOver()
-    const id = blake3Digest(plain)
+    const id = this.context.store.seal.idOf(plain)
     if (this.context.store.has(id) || this.#own.find(id) !== -1) return { id, isNew: false }
     this.#own.insert(id) // before waiting, so that the same chunk coming at the same time is stored once
     await this.#slots.take()

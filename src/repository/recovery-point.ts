@@ -6,7 +6,8 @@ import { randomInt } from 'node:crypto'
 import * as z from 'zod'
 import type { JsonObject } from '../base/cleanup.ts'
 import type { BlockSource } from '../disk/block-device.ts'
-import { check } from './format.ts'
+import { check, objectKeys } from './format.ts'
+import type { Seal } from './seal.ts'
 import { sealJson, unsealJson } from './sealed-json.ts'
 
 /** What became of a stream when it was written. Sizes in bytes; a stream has newChunks + knownChunks + zeroChunks chunks. */
@@ -100,14 +101,14 @@ const manifestShape = z.object({
 
 const kind = 'recovery point'
 
-export function encodeManifest(manifest: Manifest): Buffer {
-  return sealJson(kind, manifest)
+export function encodeManifest(seal: Seal, manifest: Manifest): Buffer {
+  return sealJson(seal, kind, objectKeys.point(manifest.id), manifest)
 }
 
 /** The manifest of the point `id`; FormatError when it is not one or not this one's. */
-export function decodeManifest(id: string, repositoryId: string, bytes: Buffer): Manifest {
+export function decodeManifest(seal: Seal, id: string, repositoryId: string, bytes: Buffer): Manifest {
   check(bytes.length <= manifestMaxBytes, 'it is too long')
-  const manifest = unsealJson<Manifest>(kind, bytes, manifestShape)
+  const manifest = unsealJson<Manifest>(seal, kind, objectKeys.point(id), bytes, manifestShape)
   check(manifest.id === id, `it belongs to recovery point ${manifest.id}`)
   check(manifest.repositoryId === repositoryId, 'it belongs to another repository')
   for (const names of [manifest.streams, manifest.documents]) {

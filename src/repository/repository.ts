@@ -46,6 +46,7 @@ import {
   pointIdFits,
   type RecoveryPoint,
 } from './recovery-point.ts'
+import { plainSeal } from './seal.ts'
 import { NewerFormatError, sealJson, unsealJson } from './sealed-json.ts'
 import { chunkFailure, openStreamSource, readBlob } from './stream-source.ts'
 import { type VerifyOptions, type VerifyReport, verifyPoints } from './verify.ts'
@@ -112,7 +113,7 @@ export async function createRepository(directory: string, options: RepositoryOpt
   const location = path.resolve(directory)
   await ensureEmptyFolder(location)
   await using backend = openLocalBackend(location)
-  const outcome = await backend.put(objectKeys.config, [sealJson(configKind, config)])
+  const outcome = await backend.put(objectKeys.config, [sealJson(plainSeal, configKind, objectKeys.config, config)])
   if (outcome === 'exists') throw failure('REPOSITORY_NOT_EMPTY', { path: location, found: 'a repository' })
   return openRepository(location)
 }
@@ -161,7 +162,8 @@ export async function openRepositoryOn(backend: Backend): Promise<Repository> {
 async function readConfig(backend: Backend): Promise<Config> {
   const place = backend.location
   try {
-    return unsealJson(configKind, await backend.get(objectKeys.config, smallDocumentMaxBytes), configShape)
+    const bytes = await backend.get(objectKeys.config, smallDocumentMaxBytes)
+    return unsealJson(plainSeal, configKind, objectKeys.config, bytes, configShape)
   } catch (error) {
     if (error instanceof Failure && error.code === 'REPOSITORY_OBJECT_MISSING') {
       throw failure('REPOSITORY_NOT_ONE', { path: place, reason: `it has no ${objectKeys.config}` }, error)
@@ -191,7 +193,7 @@ class OpenRepository implements Repository {
     this.location = backend.location
     this.chunkSizeBytes = config.chunkSizeBytes
     this.#compressionLevel = config.compressionLevel
-    this.#store = new ChunkStore(backend, config.chunkSizeBytes)
+    this.#store = new ChunkStore(backend, plainSeal, config.chunkSizeBytes)
   }
 
   async listPoints(): Promise<RecoveryPoint[]> {
@@ -233,7 +235,7 @@ class OpenRepository implements Repository {
     const key = objectKeys.point(id)
     const bytes = await this.#backend.get(key, manifestMaxBytes)
     try {
-      return decodeManifest(id, this.id, bytes)
+      return decodeManifest(this.#store.seal, id, this.id, bytes)
     } catch (error) {
       if (error instanceof NewerFormatError) {
         throw failure('REPOSITORY_NEWER_FORMAT', { path: `${this.location}/${key}`, reason: error.message }, error)

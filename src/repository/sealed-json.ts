@@ -3,8 +3,8 @@
  * version, the features a reader must know and the BLAKE3 digest of the second line; and the content.
  */
 import * as z from 'zod'
-import { blake3Digest } from './blake3.ts'
 import { check, FormatError, formatVersion, knownFeatures } from './format.ts'
+import type { Seal } from './seal.ts'
 
 const headerShape = z.object({
   umbra: z.string(),
@@ -16,14 +16,16 @@ const headerShape = z.object({
 /** The document was written by a program that knows more. */
 export class NewerFormatError extends FormatError {}
 
-export function sealJson(kind: string, content: unknown): Buffer {
-  const body = Buffer.from(`${JSON.stringify(content)}\n`)
-  const header = { umbra: kind, format: formatVersion, features: [], blake3: blake3Digest(body).toString('hex') }
+/** The document as it stands at `key`. */
+export function sealJson(seal: Seal, kind: string, key: string, content: unknown): Buffer {
+  const body = seal.close(key, kind, Buffer.from(`${JSON.stringify(content)}\n`))
+  const blake3 = seal.digest('document', [body]).toString('hex')
+  const header = { umbra: kind, format: formatVersion, features: [], blake3 }
   return Buffer.concat([Buffer.from(`${JSON.stringify(header)}\n`), body])
 }
 
 /** The content, unchanged since it was sealed and of the given shape; FormatError, or NewerFormatError. */
-export function unsealJson<T>(kind: string, bytes: Buffer, shape: z.ZodType<T>): T {
+export function unsealJson<T>(seal: Seal, kind: string, key: string, bytes: Buffer, shape: z.ZodType<T>): T {
   const lineEnd = bytes.indexOf('\n')
   check(lineEnd !== -1 && lineEnd < 16384, 'it has no header')
   const header = parseAs(bytes.subarray(0, lineEnd), headerShape)
@@ -34,8 +36,8 @@ export function unsealJson<T>(kind: string, bytes: Buffer, shape: z.ZodType<T>):
   const unknown = header.features.filter((feature) => !knownFeatures.includes(feature))
   if (unknown.length > 0) throw new NewerFormatError(`it needs ${unknown.join(', ')}`)
   const body = bytes.subarray(lineEnd + 1)
-  check(blake3Digest(body).toString('hex') === header.blake3, 'its digest does not match')
-  return parseAs(body, shape)
+  check(seal.digest('document', [body]).toString('hex') === header.blake3, 'its digest does not match')
+  return parseAs(seal.open(key, kind, body), shape)
 }
 
 function parseAs<T>(text: Buffer, shape: z.ZodType<T>): T {

@@ -8,6 +8,7 @@ import type { Cleanup, JsonObject } from '../base/cleanup.ts'
 import type { Clock } from '../base/clock.ts'
 import { describeError, invariant } from '../base/failure.ts'
 import { failure } from '../errors.ts'
+import type { BackupStamps } from './change-tracking.ts'
 import {
   type BackupComponentsDocument,
   type ComponentMetadata,
@@ -63,6 +64,7 @@ export class BackupComponents implements AsyncDisposable {
   #succeeded = new Map<string, boolean>()
   #creationLock: AsyncDisposable | undefined
   #context: number = snapshotContexts.VSS_CTX_BACKUP
+  #stamps: BackupStamps | undefined
 
   private constructor(service: VssService, backupType: BackupType) {
     this.#service = service
@@ -162,6 +164,12 @@ export class BackupComponents implements AsyncDisposable {
     await this.#writers.prepareForBackup()
   }
 
+  /** This backup's stamp, and those it can build on; without them nobody tracks changes. Before doSnapshotSet. */
+  setBackupStamps(stamps: BackupStamps): void {
+    this.#call('setBackupStamps')
+    this.#stamps = stamps
+  }
+
   /** The states and last vetoes of the writers that take part. */
   writerStatus(): readonly Participant[] {
     return this.#writers?.participants ?? []
@@ -202,6 +210,10 @@ export class BackupComponents implements AsyncDisposable {
 
   async backupComplete(): Promise<void> {
     this.#call('backupComplete')
+    const all = this.#selected.every((component) => this.#succeeded.get(keyOf(component)) === true)
+    await using _stamps = {
+      [Symbol.asyncDispose]: async () => (all ? await this.#providers().keepStamps() : undefined),
+    }
     await this.#writers?.backupComplete((ref) => this.#succeeded.get(keyOf(ref)))
   }
 
@@ -264,7 +276,8 @@ export class BackupComponents implements AsyncDisposable {
   }
 
   #providerSession(): ProviderSession {
-    return { ...this.#writerSession(), abandon: this.#service.abandon }
+    const stamps = this.#stamps === undefined ? {} : { stamps: this.#stamps }
+    return { ...this.#writerSession(), abandon: this.#service.abandon, ...stamps }
   }
 
   #providers(): Providers {

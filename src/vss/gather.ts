@@ -260,6 +260,10 @@ export class Providers {
     await this.#each('PostFinalCommitSnapshots', (provider) => provider.postFinalCommitSnapshots(this.#session))
   }
 
+  async keepStamps(): Promise<void> {
+    await this.#each('KeepStamps', async (provider) => provider.keepStamps?.(this.#session))
+  }
+
   /** No limit here and below: merging may rightly take hours, and each undo step has a deadline of its own. */
   async abortSnapshots(): Promise<void> {
     const session = { ...this.#session, signal: unhurried() }

@@ -6,6 +6,7 @@
  */
 import type { Cleanup, JsonObject } from '../base/cleanup.ts'
 import type { BlockSource } from '../disk/block-device.ts'
+import type { BackupStamps, Changes } from './change-tracking.ts'
 import type { EmitEvent } from './vocabulary.ts'
 import type { FrozenWriters, HeldWrites, WritableCopies } from './windows.ts'
 
@@ -31,6 +32,8 @@ export interface ShadowCopy {
   readonly path?: string
   /** Opens the copy for reading; the caller disposes it before the set is deleted. */
   open(): Promise<BlockSource>
+  /** What has changed since an earlier backup; absent where nobody recorded it. */
+  readonly changes?: Changes
   /**
    * Only on a copy with VSS_VOLSNAP_ATTR_AUTORECOVER: where its writer can write it, in the provider's own words. Throws
    * VSS_BAD_STATE once the window has closed; the copy is read-only from then on.
@@ -50,6 +53,8 @@ export interface ProviderSession {
   readonly undo: Cleanup
   readonly emit: EmitEvent
   readonly signal: AbortSignal
+  /** Set from endPrepareSnapshots on when the requester builds on earlier backups. */
+  readonly stamps?: BackupStamps
   /** Ends the whole session for a reason found outside of any call (a disk that fills up). */
   abandon(reason: Error): void
 }
@@ -71,6 +76,11 @@ export interface Provider {
   preFinalCommitSnapshots(session: ProviderSession): Promise<readonly ShadowCopy[]>
   /** The copies are read-only from here on. */
   postFinalCommitSnapshots(session: ProviderSession): Promise<void>
+  /**
+   * The backup is complete and can be built upon: its stamp stays, older ones of the same owner go. A stamp that is not kept
+   * goes with its set. Comes before deleteSnapshots; idempotent.
+   */
+  keepStamps?(session: ProviderSession): Promise<void>
   /** Idempotent; waits for a commit that is still on its way, then takes everything back. */
   abortSnapshots(session: ProviderSession): Promise<void>
   /** Releases all copies of the set. Idempotent. */

@@ -1,0 +1,106 @@
+/**
+ * The file operations that a repository in a directory is made of, as a port: the real file system, or a model of one
+ * that loses what was not synced (test/fault/unsynced-files.ts). They reject as the system does, with its code (ENOENT).
+ */
+import { constants } from 'node:fs'
+import { type FileHandle, link, mkdir, open, opendir, rename, rmdir, stat, unlink } from 'node:fs/promises'
+
+/** An open file; whoever opened it closes it. */
+export interface RepositoryFile {
+  /** Reads into `target` from its byte `at` on; answers how many bytes, 0 only at the end of the file. */
+  read(target: Uint8Array, at: number, position: number): Promise<number>
+  /** Writes `data` after what was written; answers how many bytes were taken, which may be fewer. */
+  write(data: Uint8Array): Promise<number>
+  sizeBytes(): Promise<number>
+  /** The bytes of the file are on stable storage when it resolves; its name may not be. */
+  sync(): Promise<void>
+  close(): Promise<void>
+}
+
+export interface FolderEntry {
+  readonly name: string
+  readonly kind: 'file' | 'folder' | 'other'
+}
+
+/** Names are on stable storage only when the folder they stand in was synced after the change. */
+export interface RepositoryFiles {
+  openToRead(file: string): Promise<RepositoryFile>
+  /** A new file, mode 0640. EEXIST, ENOENT when its folder is missing. */
+  create(file: string): Promise<RepositoryFile>
+  /** A second name. EEXIST, ENOENT; EPERM or ENOTSUP where there are no hard links. */
+  link(file: string, name: string): Promise<void>
+  /** Replaces what has the name. */
+  rename(file: string, name: string): Promise<void>
+  /** ENOENT when there is none. */
+  remove(file: string): Promise<void>
+  /** One folder, mode 0750. EEXIST, ENOENT when its parent is missing. */
+  makeFolder(folder: string): Promise<void>
+  /** ENOTEMPTY, ENOENT. */
+  removeFolder(folder: string): Promise<void>
+  /** What stands in the folder, in no order. What is made or removed meanwhile may be told or not. */
+  entries(folder: string): AsyncIterable<FolderEntry>
+  stat(path: string): Promise<{ readonly isFolder: boolean; readonly sizeBytes: number }>
+  /** Every change of a name in the folder is on stable storage when it resolves. */
+  syncFolder(folder: string): Promise<void>
+}
+
+/** The files of this host. */
+export const realFiles: RepositoryFiles = {
+  openToRead: async (file) => openFile(await open(file, constants.O_RDONLY)),
+  create: async (file) => openFile(await open(file, 'wx', 0o640)),
+  link,
+  rename,
+  remove: unlink,
+  makeFolder: (folder) => mkdir(folder, { mode: 0o750 }),
+  removeFolder: rmdir,
+  async *entries(folder) {
+    for await (const entry of await opendir(folder)) {
+      yield { name: entry.name, kind: entry.isDirectory() ? 'folder' : entry.isFile() ? 'file' : 'other' }
+    }
+  },
+  async stat(path) {
+    const found = await stat(path)
+    return { isFolder: found.isDirectory(), sizeBytes: found.size }
+  },
+  async syncFolder(folder) {
+    const handle = await open(folder, constants.O_RDONLY | constants.O_DIRECTORY)
+    try {
+      await handle.sync()
+    } finally {
+      await handle.close()
+    }
+  },
+}
+
+function openFile(handle: FileHandle): RepositoryFile {
+  return {
+    read: async (target, at, position) =>
+      (await handle.read(target, at, target.length - at, position)).bytesRead,
+    write: async (data) => (await handle.write(data)).bytesWritten,
+    sizeBytes: async () => (await handle.stat()).size,
+    sync: () => handle.sync(),
+    close: () => handle.close(),
+  }
+}
+
+/** The system's name for what went wrong (ENOSPC), if it was the system. */
+export function errorCode(error: unknown): string | undefined {
+  return error instanceof Error && 'code' in error && typeof error.code === 'string' ? error.code : undefined
+}
+
+/** For a promise of the port's: undefined when the system answered one of `codes`. */
+export function unless<T>(codes: readonly string[], promise: Promise<T>): Promise<T | undefined> {
+  return promise.catch((error: unknown) => {
+    if (!codes.includes(errorCode(error) ?? '')) throw error
+    return undefined
+  })
+}
+
+/**
+ * Makes `folder` and the parents it misses. A folder is on stable storage before anything is put into it: the parent is
+ * synced even when the folder was there, for whoever made it may have been killed before it came to that.
+ */
+export async function makeSyncedFolder(folder: string, parent: string, files: RepositoryFiles): Promise<void> {
+  await unless(['EEXIST'], files.makeFolder(folder))
+  await files.syncFolder(parent)
+}
