@@ -28,18 +28,18 @@ describe('a set of thirty VMs', { skip: skipLive, timeout: 900_000 }, () => {
   })
 
   it('is backed up whole: every guest frozen shortly, and no residue', async (t) => {
-    const before = await residue()
+    const before = await residue(stage)
     const result = await backUp(stage, names, { policy: { method: 'guest-freeze' } })
     assert.equal(result.vms.length, names.length)
     const freezes = result.vms.map(({ freezeMs }) => freezeMs).toSorted((a, b) => a - b)
     t.diagnostic(`${result.durationMs} ms in all; frozen ${freezes[0]} to ${freezes.at(-1)} ms, median ${freezes[15]}`)
     assert.ok(result.vms.every(({ consistency }) => consistency === 'filesystem'))
     await nothingIsLeft(stage, vms)
-    assert.deepEqual(await residue(), before)
+    assert.deepEqual(await residue(stage), before)
   })
 
   it('is not backed up at all when the last of them can not be frozen; every other runs as before', async () => {
-    const before = await residue()
+    const before = await residue(stage)
     const [first, last] = [vms[0] as StageVm, vms.at(-1) as StageVm]
     const [state, life, points] = [await stateOf(stage, first), await bootOf(stage, first), await pointIds(stage)]
     await inside(stage, last, 'touch /run/hook-fail')
@@ -49,18 +49,20 @@ describe('a set of thirty VMs', { skip: skipLive, timeout: 900_000 }, () => {
     assert.deepEqual(await stateOf(stage, first), state)
     assert.equal(await bootOf(stage, first), life)
     await nothingIsLeft(stage, vms)
-    assert.deepEqual(await residue(), before)
+    assert.deepEqual(await residue(stage), before)
   })
 })
 
 /** What a backup could leave on a host besides files of its own: mounts, loop devices, servers of disks. */
-async function residue(): Promise<object> {
-  const mounts = (await readFile('/proc/self/mounts', 'utf8')).split('\n').length
+async function residue({ directory }: Stage): Promise<object> {
+  const mounts = (await readFile('/proc/self/mounts', 'utf8')).split('\n').filter((line) => line.includes(directory))
   const loops = execFileSync('losetup', ['-a'], { encoding: 'utf8' })
+    .split('\n')
+    .filter((line) => line.includes(directory))
   const servers: string[] = []
   for (const pid of (await readdir('/proc')).filter((name) => /^\d+$/.test(name))) {
-    const line = await readFile(`/proc/${pid}/comm`, 'utf8').catch(() => '')
-    if (line.startsWith('qemu-storage')) servers.push(pid)
+    const line = await readFile(`/proc/${pid}/cmdline`, 'utf8').catch(() => '')
+    if (line.includes('qemu-storage') && line.includes(directory)) servers.push(pid)
   }
   return { mounts, loops, servers }
 }

@@ -184,7 +184,14 @@ async function freeOf({ directory }: Stage): Promise<number> {
 /** Takes all but so many bytes of the file system of the tight VM's disks; disposal gives them back. */
 async function fillDisks(stage: Stage, leftBytes: number): Promise<AsyncDisposable> {
   const filler = join(stage.directory, 'disks', 'filler')
-  execFileSync('fallocate', ['-l', String((await freeOf(stage)) - leftBytes), filler])
+  for (let tries = 5; ; tries -= 1) {
+    try {
+      execFileSync('fallocate', ['-l', String((await freeOf(stage)) - leftBytes), filler], { stdio: 'pipe' })
+      break
+    } catch (error) {
+      if (tries === 0) throw error // the guest writes too: what was free is less by now
+    }
+  }
   return { [Symbol.asyncDispose]: () => rm(filler, { force: true }) }
 }
 
