@@ -4,7 +4,7 @@
  * [PEER...]`.
  */
 import { execFileSync } from 'node:child_process'
-import { mkdir, readdir, rm, stat, writeFile } from 'node:fs/promises'
+import { mkdir, rm, writeFile } from 'node:fs/promises'
 import { cpus } from 'node:os'
 import { dirname, join } from 'node:path'
 import { fileURLToPath, pathToFileURL } from 'node:url'
@@ -12,6 +12,7 @@ import { parseArgs } from 'node:util'
 import { privateLibvirtd } from '../sample-guest/sample-guest.ts'
 import { type BenchData, makeData } from './data.ts'
 import { type Measured, measure } from './measure.ts'
+import { sizeOf } from './stored-size.ts'
 
 const project = dirname(dirname(fileURLToPath(import.meta.url)))
 const operations = ['full', 'verify', 'restore'] as const
@@ -30,9 +31,9 @@ interface Peer {
   readonly packages: readonly string[]
   prepare?(place: Place): Promise<void>
   readonly env?: (place: Place) => NodeJS.ProcessEnv
-  full(place: Place): string[]
+  full?(place: Place): string[]
   verify?(place: Place): string[]
-  restore(place: Place): string[]
+  restore?(place: Place): string[]
   /** Where the restored disk lies, to be compared in the first round. */
   restored(place: Place): Promise<string>
   stored(place: Place): string
@@ -48,12 +49,27 @@ const peers: readonly Peer[] = [
   {
     name: 'umbra',
     packages: [],
-    full: (place) => umbraCommand(place, 'backup', vm),
+    full: (place) => umbraCommand(place, 'backup', vm, '--no-encryption'),
     verify: (place) => umbraCommand(place, 'verify'),
     restore: (place) =>
       umbraCommand(place, 'restore', 'latest', '--as', `${vm}-copy`, '--to', join(place.scratch, 'out')),
     restored: async ({ scratch }) => join(scratch, 'out', `${vm}-copy-vda.raw`),
     stored: ({ scratch }) => join(scratch, 'repository'),
+  },
+  {
+    // Not a peer: what no program can beat on this machine; see limit.ts.
+    name: 'limit',
+    packages: [],
+    full: ({ data }) => [process.execPath, join(project, 'bench/limit.ts'), 'read', data.raw],
+    restore: ({ data, scratch }) => [
+      process.execPath,
+      join(project, 'bench/limit.ts'),
+      'write',
+      data.raw,
+      join(scratch, 'out', 'disk.raw'),
+    ],
+    restored: async ({ scratch }) => join(scratch, 'out', 'disk.raw'),
+    stored: ({ scratch }) => join(scratch, 'out'),
   },
   {
     name: 'qemu-img zstd',
@@ -141,6 +157,16 @@ const peers: readonly Peer[] = [
     restored: async ({ scratch }) => join(scratch, 'out', 'disk.raw'),
     stored: ({ scratch }) => join(scratch, 'set'),
   },
+  {
+    name: 'virtnbdbackup lz4',
+    packages: ['virtnbdbackup'],
+    full: ({ scratch, uri }) => {
+      const where = ['-U', plainUri(uri), '-d', vm, '-S', scratch, '-o', join(scratch, 'set')]
+      return ['virtnbdbackup', ...where, '-l', 'copy', '-z', '-n']
+    },
+    restored: async () => '',
+    stored: ({ scratch }) => join(scratch, 'set'),
+  },
 ]
 
 /** virtnbdbackup takes every address with a transport for one that needs a password. */
@@ -155,13 +181,6 @@ function defineVm(uri: string, data: BenchData, scratch: string): Promise<void> 
   return writeFile(path, xml).then(() => {
     execFileSync('virsh', ['-c', uri, 'define', path], { stdio: 'ignore' })
   })
-}
-
-async function sizeOf(path: string): Promise<number> {
-  const found = await stat(path)
-  if (!found.isDirectory()) return found.size
-  const sizes = await Promise.all((await readdir(path)).map((name) => sizeOf(join(path, name))))
-  return sizes.reduce((sum, size) => sum + size, 0)
 }
 
 /** One round of one peer. In the first round the restored disk is compared byte by byte. */
@@ -185,7 +204,7 @@ async function round(
     results[operation] = await measure(command, { scratch: place.scratch, ...(env === undefined ? {} : { env }) })
     if (operation === 'full') storedMB = (await sizeOf(peer.stored(place))) / 1e6
   }
-  if (compare) execFileSync('cmp', [place.data.raw, await peer.restored(place)])
+  if (compare && peer.restore !== undefined) execFileSync('cmp', [place.data.raw, await peer.restored(place)])
   if (peer.name === 'umbra') execFileSync('virsh', ['-c', place.uri, 'undefine', `${vm}-copy`], { stdio: 'ignore' })
   return { ...results, storedMB }
 }

@@ -39,7 +39,10 @@ async function measureFleet(count: number, method: MethodRequest, instantsAtOnce
   const vms = Object.fromEntries(names.map((name) => [name, vm]))
   await using world = simulatedWorld(vms, { clock: systemClock, stepsPerCall: 0, directory })
   const { hypervisor } = world
-  await using repository = await createRepository(join(directory, 'repository'), { chunkSizeBytes: 64 * 1024 })
+  await using repository = await createRepository(join(directory, 'repository'), {
+    chunkSizeBytes: 64 * 1024,
+    encryption: 'none',
+  })
   const tools = { ...simRecoveryTools(world), hypervisor, clock: systemClock }
   const writer = new VmWriter({
     hypervisor,

@@ -4,8 +4,9 @@
  */
 import assert from 'node:assert/strict'
 import { spawn } from 'node:child_process'
+import { randomUUID } from 'node:crypto'
 import { once } from 'node:events'
-import { mkdir, rm } from 'node:fs/promises'
+import { mkdir, rm, writeFile } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
@@ -39,6 +40,7 @@ const say = (text: string) => console.log(`\n${styled(1, text)}`)
 async function umbra(uri: string, ...args: string[]): Promise<void> {
   console.log(styled(2, `$ umbra ${args.join(' ')}`))
   const globals = ['--connect', uri, '--repository', join(home, 'repository'), '--state', join(home, 'state')]
+  globals.push('--passphrase-file', join(home, 'passphrase'))
   const child = spawn(join(project, 'bin/umbra'), [...globals, ...args], { stdio: 'inherit' })
   const [code] = await once(child, 'exit')
   assert.equal(code, 0, `umbra ${args[0]} ended with exit code ${code}`)
@@ -72,6 +74,8 @@ async function main(): Promise<void> {
   await rm(home, { recursive: true, force: true })
   const disksDirectory = join(home, 'disks')
   await mkdir(disksDirectory, { recursive: true })
+  // A fresh one for each demo; yours is one that you can not lose.
+  await writeFile(join(home, 'passphrase'), `${randomUUID()}\n`, { mode: 0o600 })
 
   say('1. A virtual machine: a small Debian with the real guest agent, writing to two disks')
   const images = await buildSampleGuest({ onProgress: (line) => console.log(`   ${line}`) })
@@ -90,7 +94,8 @@ async function main(): Promise<void> {
   )
   await umbra(libvirtd.uri, 'vms')
 
-  say('2. Backed up while it writes')
+  say('2. Backed up while it writes, into a repository that nobody can read without its passphrase')
+  await umbra(libvirtd.uri, 'repository', 'create', join(home, 'repository'))
   const acknowledged = await lastRecord(guest)
   await umbra(libvirtd.uri, 'backup', vmName)
   const written = await lastRecord(guest)
@@ -128,6 +133,7 @@ With your own VMs, on this host's libvirt:
 
    bin/umbra doctor
    bin/umbra vms
+   bin/umbra repository create /path/to/repository
    bin/umbra backup --all --repository /path/to/repository
    bin/umbra restore latest --vm NAME --repository /path/to/repository
 

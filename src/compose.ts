@@ -19,6 +19,8 @@ import { filesUndoHandlers } from './files/undo.ts'
 import { reflinkWay, subvolumeWay, volumeUndoHandlers } from './host-volumes/copy-ways.ts'
 import { hostFileSystems } from './host-volumes/host-file-systems.ts'
 import { HostVolumeProvider } from './host-volumes/host-volume-provider.ts'
+import { BackupJobProvider } from './libvirt/backup-job-provider.ts'
+import { backupJobUndoHandlers } from './libvirt/backup-job-undo.ts'
 import { domainXmlEditor } from './libvirt/configuration-editor.ts'
 import { defaultUri } from './libvirt/connection.ts'
 import { exportDisks } from './libvirt/disk-export.ts'
@@ -28,7 +30,7 @@ import { helperVmImages } from './libvirt/helper-vm-images.ts'
 import { connectHypervisor } from './libvirt/libvirt-hypervisor.ts'
 import { makeOverlay } from './libvirt/overlay-file.ts'
 import { OverlayProvider } from './libvirt/overlay-provider.ts'
-import { openRepository, type Repository } from './repository/repository.ts'
+import { discardUnfinished, type Repository } from './repository/repository.ts'
 import type { BackupEnvironment } from './requester/backup.ts'
 import { type JournalHeader, type Recovered, recoverInterrupted, recoverJournal } from './requester/journal.ts'
 import type { RestoreEnvironment } from './requester/restore.ts'
@@ -78,6 +80,7 @@ export const thawSteps: readonly string[] = ['thaw-guest', 'thaw-files']
 export function undoHandlers(hypervisor: Hypervisor): UndoHandlers {
   return {
     ...vmUndoHandlers(hypervisor),
+    ...backupJobUndoHandlers(hypervisor),
     ...filesUndoHandlers,
     ...volumeUndoHandlers(hostFileSystems()),
     'discard-point': ({ repository, point }) => discardPoint(String(repository), String(point)),
@@ -85,8 +88,7 @@ export function undoHandlers(hypervisor: Hypervisor): UndoHandlers {
 }
 
 async function discardPoint(directory: string, point: string): Promise<void> {
-  await using repository = await openRepository(directory)
-  await repository.discardUnfinished(point)
+  await discardUnfinished(directory, point)
 }
 
 /** Replays what killed sessions left. `onlyJournal`: one of them, for its watchdog. */
@@ -217,13 +219,15 @@ export async function backupEnvironment(
 export async function hostProviders(settings: Settings, hypervisor: Hypervisor): Promise<Provider[]> {
   const overlayDirectory = join(settings.stateDirectory, 'overlays')
   const sockets = await socketDirectory(settings)
-  await makeDirectory(overlayDirectory, 0o700)
+  const scratchDirectory = join(settings.stateDirectory, 'scratch')
+  for (const directory of [overlayDirectory, scratchDirectory]) await makeDirectory(directory, 0o700)
   const openImages = (images: Parameters<typeof exportDisks>[0]) => exportDisks(images, { directory: sockets })
   const fileSystems = hostFileSystems()
   const lying = { fileSystems, hypervisor, openImages, openDirectory }
   return [
     new HostVolumeProvider(subvolumeWay(fileSystems), lying),
     new HostVolumeProvider(reflinkWay(fileSystems), lying),
+    new BackupJobProvider({ hypervisor, scratchDirectory, socketDirectory: sockets }),
     new OverlayProvider({ hypervisor, openImages, makeLayer: makeOverlay, overlayDirectory }),
     copyingProvider(settings),
   ]

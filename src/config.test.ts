@@ -53,6 +53,13 @@ describe('the configuration', () => {
     assert.match(await refusal({ config: await file('profile: 2003r2\n') }), /profile: .*"2012r2"/)
   })
 
+  it('leaves the address of an object store as it is, and makes a directory absolute', async () => {
+    const address = 's3://bucket/a?endpoint=http://store:7480'
+    assert.equal((await read({ repository: address })).repository, address)
+    assert.equal((await read({ config: await file(`repository: ${address}\n`) })).repository, address)
+    assert.equal((await read({ config: await file('repository: here\n') })).repository?.endsWith('/here'), true)
+  })
+
   it('prefers the flag to the variable to the file', async () => {
     const config = await file('connect: from-file\nrepository: /file\nstate: /file-state\n')
     assert.deepEqual(await read({ config }), {
@@ -89,7 +96,7 @@ describe('the configuration', () => {
   it('refuses unknown keys by name, and says which there are', async () => {
     assert.match(
       await refusal({ config: await file('repositry: /x\n') }),
-      /unknown key repositry; known are connect, repository, state, profile, /,
+      /unknown key repositry; known are connect, repository, passphrase-file, key-file, state, /,
     )
     assert.match(
       await refusal({ config: await file('limits: { freeze: 5 }') }),
@@ -120,6 +127,23 @@ describe('the configuration', () => {
       /unknown key files\.0\.hok; known are name, directory/,
     )
     assert.match(await refused(`- ${web.replace('}', ', freezeMs: 60001 }')}`), /files\.0\.freezeMs: /)
+  })
+
+  it('takes rules of retention, each for some VMs or for all', async () => {
+    const rules = "- { vms: ['db*'], keepDaily: 7, keepWithin: 36h }\n- { keepLast: 3 }"
+    const { retention } = await read({ config: await file(`retention:\n${rules}\n`) })
+    assert.deepEqual(retention, [
+      { vms: ['db*'], keepDaily: 7, keepWithinMs: 36 * 3_600_000 },
+      { vms: ['*'], keepLast: 3 },
+    ])
+    const refused = async (rule: string) => refusal({ config: await file(`retention:\n- ${rule}\n`) })
+    assert.match(
+      await refused('{ keepWithin: 2 months }'),
+      /retention\.0\.keepWithin: it must be a number and h, d or w/,
+    )
+    assert.match(await refused('{ keepDaily: -1 }'), /retention\.0\.keepDaily: /)
+    assert.match(await refused('{ keepDayly: 7 }'), /unknown key retention\.0\.keepDayly; known are vms, keepLast/)
+    assert.match(await refusal({ config: await file('retention: []') }), /retention: /)
   })
 
   it('refuses what is no configuration in one line', async () => {

@@ -7,6 +7,7 @@ import { homedir } from 'node:os'
 import { dirname, isAbsolute, join, resolve } from 'node:path'
 import { parse } from 'yaml'
 import * as z from 'zod'
+import { ageForm, parseAge } from './base/age.ts'
 import { failure } from './errors.ts'
 import { type Profile, profiles } from './vm/profile.ts'
 import { defaultLimits, type SessionLimits } from './vss/vocabulary.ts'
@@ -17,15 +18,25 @@ export const defaultConfigurationFile = '/etc/umbra/umbra.yaml'
 export interface ConfigurationFlags {
   readonly connect?: string | undefined
   readonly repository?: string | undefined
+  readonly passphraseFile?: string | undefined
+  readonly keyFile?: string | undefined
   readonly state?: string | undefined
   readonly config?: string | undefined
 }
+
+/** The key of the repository as it was named. A passphrase itself stands in no value, so that nothing can print it. */
+export type NamedKey =
+  | { readonly passphraseFile: string }
+  | { readonly keyFile: string }
+  | { readonly passphrase: () => string }
 
 export interface Configuration {
   /** Address of libvirt; undefined for the system's, else the private one. */
   readonly connect?: string
   /** Absolute. */
   readonly repository?: string
+  /** Opens the repository, if it is encrypted; the key of one that is made. */
+  readonly key?: NamedKey
   /** Absolute. */
   readonly stateDirectory: string
   readonly limits: Partial<SessionLimits>
@@ -35,6 +46,8 @@ export interface Configuration {
   readonly files?: readonly ConfiguredFiles[]
   /** The largest tree that is copied while writes are held; missing for the default. */
   readonly filesCopyLimitBytes?: number
+  /** What umbra retention keeps when its options say nothing; missing when there are no rules. */
+  readonly retention?: readonly ConfiguredRetention[]
   /** The file that was read. */
   readonly file?: string
 }
@@ -64,9 +77,32 @@ const filesShape = z.strictObject({
 })
 export type ConfiguredFiles = z.infer<typeof filesShape>
 
+const kept = z.int().min(0).max(100_000).optional()
+
+const retentionShape = z.strictObject({
+  vms: z.array(z.string().min(1)).min(1).default(['*']),
+  keepLast: kept,
+  keepHourly: kept,
+  keepDaily: kept,
+  keepWeekly: kept,
+  keepMonthly: kept,
+  keepYearly: kept,
+  keepWithin: z
+    .string()
+    .refine((text) => parseAge(text) !== undefined, `it must be ${ageForm}`)
+    .optional(),
+})
+
+/** A rule of retention: see repository/retention.ts. */
+export interface ConfiguredRetention extends Omit<z.infer<typeof retentionShape>, 'keepWithin'> {
+  readonly keepWithinMs?: number | undefined
+}
+
 const fileShape = z.strictObject({
   connect: z.string().min(1).optional(),
   repository: z.string().min(1).optional(),
+  'passphrase-file': z.string().min(1).optional(),
+  'key-file': z.string().min(1).optional(),
   state: z.string().min(1).optional(),
   /** 2008 is a number to YAML. */
   profile: z.preprocess((told) => (typeof told === 'number' ? String(told) : told), z.enum(profiles).optional()),
@@ -82,6 +118,7 @@ const fileShape = z.strictObject({
     .refine((all) => new Set(all.map(({ name }) => name.toLowerCase())).size === all.length, 'two have the same name')
     .optional(),
   filesCopyLimitBytes: z.int().min(1).optional(),
+  retention: z.array(retentionShape).min(1).optional(),
 })
 type FileContent = z.infer<typeof fileShape>
 
@@ -106,22 +143,54 @@ export async function readConfiguration(
   const named = flags.config ?? variable('UMBRA_CONFIG')
   const file = resolve(named ?? defaultFile)
   const content = await readFileContent(file, named !== undefined)
-  const beside = (path: string | undefined) => (path === undefined ? undefined : resolve(dirname(file), path))
-  const here = (path: string | undefined) => (path === undefined ? undefined : resolve(path))
+  const isAddress = (path: string) => /^s3:\/\//i.test(path)
+  const from = (folder: string, path: string | undefined) =>
+    path === undefined || isAddress(path) ? path : resolve(folder, path)
+  const beside = (path: string | undefined) => from(dirname(file), path)
+  const here = (path: string | undefined) => from('.', path)
 
   const connect = flags.connect ?? variable('UMBRA_CONNECT') ?? content?.connect
   const repository = here(flags.repository ?? variable('UMBRA_REPOSITORY')) ?? beside(content?.repository)
   const state = here(flags.state ?? variable('UMBRA_STATE')) ?? beside(content?.state)
+  const key =
+    namedKey('on the command line', here(flags.passphraseFile), here(flags.keyFile)) ??
+    namedKey(
+      'in the environment',
+      here(variable('UMBRA_PASSPHRASE_FILE')),
+      here(variable('UMBRA_KEY_FILE')),
+      variable('UMBRA_PASSPHRASE'),
+    ) ??
+    namedKey(`in ${file}`, beside(content?.['passphrase-file']), beside(content?.['key-file']))
   return {
     ...(connect === undefined ? {} : { connect }),
+    ...(key === undefined ? {} : { key }),
     ...(repository === undefined ? {} : { repository }),
     stateDirectory: state ?? defaultStateDirectory(environment, isRoot),
     limits: withoutUndefined(content?.limits ?? {}),
     ...(content?.files === undefined ? {} : { files: content.files }),
     ...(content?.filesCopyLimitBytes === undefined ? {} : { filesCopyLimitBytes: content.filesCopyLimitBytes }),
     ...(content?.profile === undefined ? {} : { profile: content.profile }),
+    ...(content?.retention === undefined ? {} : { retention: content.retention.map(retentionRule) }),
     ...(content === undefined ? {} : { file }),
   }
+}
+
+function retentionRule({ keepWithin, ...counts }: z.infer<typeof retentionShape>): ConfiguredRetention {
+  return keepWithin === undefined ? counts : { ...counts, keepWithinMs: parseAge(keepWithin) }
+}
+
+/** USAGE when one place names several: which one is meant can not be guessed. */
+function namedKey(
+  where: string,
+  passphraseFile: string | undefined,
+  keyFile: string | undefined,
+  passphrase?: string,
+): NamedKey | undefined {
+  const named = [passphraseFile, keyFile, passphrase].filter((key) => key !== undefined)
+  if (named.length > 1) throw failure('USAGE', { reason: `more than one key is named ${where}: name one` })
+  if (passphraseFile !== undefined) return { passphraseFile }
+  if (keyFile !== undefined) return { keyFile }
+  return passphrase === undefined ? undefined : { passphrase: () => passphrase }
 }
 
 function defaultStateDirectory(environment: Surroundings['environment'], isRoot: boolean): string {
@@ -154,6 +223,7 @@ const knownKeys: Readonly<Record<string, readonly string[]>> = {
   '': Object.keys(fileShape.shape),
   limits: Object.keys(defaultLimits),
   files: Object.keys(filesShape.shape),
+  retention: Object.keys(retentionShape.shape),
 }
 
 function describeIssue(issue: z.core.$ZodIssue): string {

@@ -4,26 +4,10 @@
  * A test keeps docs/errors.md equal to this table.
  */
 import { Failure, type FailureContext } from './base/failure.ts'
+import { type ErrorEntry, entry } from './errors/entry.ts'
+import { repositoryErrors } from './errors/repository-errors.ts'
 
-/** When trying again helps: as it is, with less at once, with more volumes in the set, or never. */
-export type RetryClass = 'retry' | 'reduce-load' | 'add-volumes' | 'never'
-
-export interface ErrorEntry {
-  readonly message: string
-  readonly hint: string
-  readonly retry: RetryClass
-  readonly httpStatus: number
-  /** 1 failed, 2 wrong usage, 3 done but something is left to clean up. */
-  readonly exitCode: 1 | 2 | 3
-}
-
-const entry = (
-  message: string,
-  hint: string,
-  retry: RetryClass = 'never',
-  httpStatus = 500,
-  exitCode: 1 | 2 | 3 = 1,
-): ErrorEntry => ({ message, hint, retry, httpStatus, exitCode })
+export type { ErrorEntry, RetryClass } from './errors/entry.ts'
 
 export const errorCatalogue = {
   // VSS
@@ -149,6 +133,18 @@ export const errorCatalogue = {
     'Nothing was lost; look at the disk with virsh domblklist, then run umbra recover.',
     'retry',
   ),
+  TRACKING_DOUBTFUL: entry(
+    'what has changed on {vm} can not be told by {point}: {reason}',
+    'Back up again: such a disk is then read whole and compared.',
+    'retry',
+    409,
+  ),
+  BACKUP_JOB_LOST: entry(
+    'the backup job of {vm} is over before its copies were read: {reason}',
+    'See whether the VM was turned off or its job ended by somebody else, then back up again.',
+    'retry',
+    409,
+  ),
   GUEST_NOT_RESPONDING: entry(
     'the guest agent of {vm} does not answer: {reason}',
     'Look at the agent in the guest, or use --method checkpoint.',
@@ -252,72 +248,7 @@ export const errorCatalogue = {
     'retry',
   ),
   DISK_IMAGE_INVALID: entry('{path} is not a usable disk image: {reason}', 'Look at that image with qemu-img info.'),
-  // repository
-  REPOSITORY_NOT_FOUND: entry(
-    'there is no repository at {path}',
-    'Give --repository a directory made by umbra backup or an empty one.',
-    'never',
-    404,
-  ),
-  REPOSITORY_NOT_ONE: entry(
-    '{path} is not a repository: {reason}',
-    'Give --repository a directory made by umbra backup or an empty one.',
-    'never',
-    409,
-  ),
-  REPOSITORY_NOT_EMPTY: entry(
-    'no repository can be made in {path}: it holds {found}',
-    'Give --repository a directory made by umbra backup or an empty one.',
-    'never',
-    409,
-  ),
-  REPOSITORY_NEWER_FORMAT: entry(
-    '{path} was written by a newer umbra: {reason}',
-    'Use the version of umbra that wrote it, or a later one.',
-  ),
-  REPOSITORY_FULL: entry(
-    'the repository is full: {path} needs {neededBytes} bytes',
-    'Free some space there and try again; nothing of the recovery points before is lost.',
-    'retry',
-    507,
-  ),
-  REPOSITORY_IO: entry(
-    'the repository can not be used at {path}: {reason}',
-    'Look at the storage of the repository.',
-    'retry',
-  ),
-  REPOSITORY_OBJECT_MISSING: entry(
-    '{path} is missing in the repository',
-    'Verify the repository; see docs/repository-format.md.',
-  ),
-  REPOSITORY_DAMAGED: entry('{path} is damaged: {reason}', 'Verify the repository; see docs/repository-format.md.'),
-  REPOSITORY_CHUNK_CORRUPT: entry(
-    '{stream} of recovery point {point} is damaged at offset {offset}: {reason}',
-    'Verify the recovery point to see all of the damage, and restore another one.',
-  ),
-  REPOSITORY_DRAFT_IN_USE: entry(
-    'recovery point {point} is still being written by {writer}',
-    'Wait for that backup, or end it; on another host, run umbra recover there.',
-    'retry',
-    409,
-  ),
-  RECOVERY_POINT_NOT_FOUND: entry(
-    'there is no recovery point {point}',
-    'umbra points lists the recovery points.',
-    'never',
-    404,
-  ),
-  RECOVERY_POINT_AMBIGUOUS: entry('{point} fits several recovery points: {points}', 'Type more of it.', 'never', 409),
-  RECOVERY_POINT_DAMAGED: entry(
-    'the manifest of recovery point {point} is damaged: {reason}',
-    'Restore another recovery point, and look at the storage of the repository.',
-  ),
-  RECOVERY_POINT_PART_NOT_FOUND: entry(
-    'recovery point {point} has no {kind} {name}; it holds {names}',
-    'Give one of those names.',
-    'never',
-    404,
-  ),
+  ...repositoryErrors,
 } as const satisfies Record<string, ErrorEntry>
 
 export type ErrorCode = keyof typeof errorCatalogue

@@ -10,9 +10,11 @@ import { hardwareVirtualisation } from '../libvirt/hardware-virtualisation.ts'
 import { helperVmIsBuilt } from '../libvirt/helper-vm-images.ts'
 import { runCommand } from '../libvirt/run-command.ts'
 import { openRepository } from '../repository/repository.ts'
+import { isS3Location } from '../repository/s3-address.ts'
 import { processMark, readJournal } from '../requester/journal.ts'
 import { journalDirectory } from '../requester/session.ts'
 import { bytesText, countText, oneLine, timeText } from './output.ts'
+import { namedUnlock } from './passphrase.ts'
 
 export interface Finding {
   readonly check: string
@@ -126,28 +128,43 @@ async function nearestExisting(path: string): Promise<string> {
   }
 }
 
-async function checkRepository({ repository: directory }: Configuration): Promise<Finding> {
+async function checkRepository(settings: Configuration): Promise<Finding> {
+  const { repository: directory } = settings
   const check = 'repository'
   if (directory === undefined) return attention(check, 'none is named: use --repository, or the configuration file')
   try {
-    await using repository = await openRepository(directory)
+    await using repository = await openRepository(directory, { unlock: namedUnlock(settings) })
     const points = await repository.listPoints()
     const damaged = await repository.listDamagedPoints()
-    const { bavail, bsize } = await statfs(directory)
+    const indexes = await repository.listDamagedIndexes()
     const newest = points.at(-1)
     const parts = [
       countText(points.length, 'recovery point'),
       ...(newest === undefined ? [] : [`the newest of ${timeText(newest.createdAt)}`]),
-      `${bytesText(await sizeOf(directory))} used`,
-      `${bytesText(bavail * bsize)} free`,
+      ...(isS3Location(directory) ? [] : await roomIn(directory)),
     ]
     const told = `${directory}: ${parts.join(', ')}`
-    if (damaged.length === 0) return ok(check, told)
-    return failed(check, new Error(`${told}; can not be read: ${damaged.map(({ id }) => id).join(', ')}`))
+    if (damaged.length > 0) {
+      return failed(check, new Error(`${told}; can not be read: ${damaged.map(({ id }) => id).join(', ')}`))
+    }
+    if (indexes.length > 0) {
+      const spoiled = `${told}; ${countText(indexes.length, 'index object')} can not be read`
+      return { ...attention(check, spoiled), hint: 'Run umbra repository repair-index.' }
+    }
+    return ok(check, told)
   } catch (error) {
     const absent = error instanceof Failure && error.code === 'REPOSITORY_NOT_FOUND'
-    return absent ? attention(check, `${directory} will be made by the first backup`) : failed(check, error)
+    if (absent) {
+      return { ...attention(check, `${directory} is not there yet`), hint: 'Make it with umbra repository create.' }
+    }
+    const locked = error instanceof Failure && error.code === 'REPOSITORY_LOCKED'
+    return { ...failed(check, error), ...(locked ? { status: 'attention' as const } : {}) }
   }
+}
+
+async function roomIn(directory: string): Promise<string[]> {
+  const { bavail, bsize } = await statfs(directory)
+  return [`${bytesText(await sizeOf(directory))} used`, `${bytesText(bavail * bsize)} free`]
 }
 
 async function sizeOf(directory: string): Promise<number> {

@@ -7,9 +7,11 @@ import { describeError } from '../base/failure.ts'
 import { recover } from '../compose.ts'
 import type { Configuration } from '../config.ts'
 import { failure } from '../errors.ts'
+import type { BackendLimits } from '../repository/limited-backend.ts'
 import { openRepository, type Repository } from '../repository/repository.ts'
 import type { Recovered } from '../requester/journal.ts'
 import { countText } from './output.ts'
+import { unlockOf } from './passphrase.ts'
 import type { Screen } from './screen.ts'
 
 export interface CommandContext {
@@ -74,6 +76,7 @@ export function repositoryDirectory({ repository }: Configuration): string {
   })
 }
 
-export async function openSettledRepository(settings: Configuration): Promise<Repository> {
-  return openRepository(repositoryDirectory(settings))
+/** With the key that was named, else one that a terminal is asked for. */
+export async function openSettledRepository(settings: Configuration, limits: BackendLimits = {}): Promise<Repository> {
+  return openRepository(repositoryDirectory(settings), { ...limits, unlock: unlockOf(settings) })
 }

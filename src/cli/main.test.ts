@@ -62,6 +62,8 @@ describe('wrong usage', { concurrency: 2 }, () => {
     ['backup web01 --method checkpoint --recovery in-guest', /--recovery goes with --method child-snapshot/],
     ['vms --profile 2003', /Allowed choices are 2008, 2012, 2012r2, modern/],
     ['backup web01 --freeze-limit 60001', /from 1 to 60000/],
+    ['backup web01 --limit-read 50mb', /It may mean bytes or bits: write 50MB or 50mbit/],
+    ['restore ab2c --limit-write 1kB', /It must be at least 64KiB a second/],
     ['restore', /missing required argument 'point'/],
     ['restore abcd --network lab', /It must be OLD=NEW/],
     ['restore abcd --to /nowhere/at/all --repository /nowhere', /there is no directory \/nowhere\/at\/all/],

@@ -34,6 +34,7 @@ async function main(): Promise<number> {
   let exitCode: number = exitCodes.done
   const program = buildProgram(async (options, command, { unwinds = false } = {}) => {
     const settings = await readConfiguration(options)
+    delete process.env.UMBRA_PASSPHRASE // not for hooks and other programs that are started
     const work = command({ settings, signal, screen })
     const report = await (unwinds ? work : untilAborted(work, signal))
     await screen.result(report.document, report.text)

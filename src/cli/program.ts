@@ -5,10 +5,14 @@ import { Command } from 'commander'
 import type { ConfigurationFlags } from '../config.ts'
 import type { AddCommand, Run } from './command.ts'
 import { addBackup } from './commands/backup.ts'
+import { addCollect } from './commands/collect.ts'
 import { addDoctor } from './commands/doctor.ts'
+import { addPin, addUnpin } from './commands/pin.ts'
 import { addPoints } from './commands/points.ts'
 import { addRecover } from './commands/recover.ts'
+import { addRepository } from './commands/repository.ts'
 import { addRestore } from './commands/restore.ts'
+import { addRetention } from './commands/retention.ts'
 import { addShow } from './commands/show.ts'
 import { addVerify } from './commands/verify.ts'
 import { addVms } from './commands/vms.ts'
@@ -22,12 +26,15 @@ export interface GlobalOptions extends ConfigurationFlags {
 const verbs: readonly AddCommand[] = [
   ...[addDoctor, addVms, addWriters],
   ...[addBackup, addPoints, addShow, addVerify, addRestore, addRecover],
+  ...[addRetention, addCollect, addPin, addUnpin, addRepository],
 ]
 
 const more = `
 What is needed each time can be settled once. It is looked for in this order:
-  option, variable (UMBRA_CONNECT, UMBRA_REPOSITORY, UMBRA_STATE, UMBRA_CONFIG),
-  configuration file (connect:, repository:, state:, profile:, limits:), default
+  option, variable (UMBRA_CONNECT, UMBRA_REPOSITORY, UMBRA_PASSPHRASE_FILE,
+  UMBRA_KEY_FILE, UMBRA_PASSPHRASE, UMBRA_STATE, UMBRA_CONFIG),
+  configuration file (connect:, repository:, passphrase-file:, key-file:,
+  state:, profile:, limits:), default
 
 Exit codes:
   0    done
@@ -39,7 +46,8 @@ Exit codes:
 First steps:
   umbra doctor                            is everything there?
   umbra vms                               how would each VM be backed up?
-  umbra backup web01 --repository /backup the first backup makes the repository
+  umbra repository create /backup         asks for its passphrase
+  umbra backup web01 --repository /backup
   umbra points --repository /backup
   umbra restore ab2c --vm web01 --as web01-copy --repository /backup --dry-run`
 
@@ -52,6 +60,8 @@ export function buildProgram(run: (options: GlobalOptions, ...rest: Parameters<R
     .option('--json', 'print exactly one JSON document on standard output')
     .option('--connect <uri>', 'libvirt: qemu:///system, or qemu+unix:///system?socket=PATH')
     .option('--repository <dir>', 'where the recovery points are')
+    .option('--passphrase-file <file>', 'opens an encrypted repository: a passphrase, in a file')
+    .option('--key-file <file>', 'opens an encrypted repository: 32 random bytes')
     .option('--state <dir>', "Umbra's own state (default: /var/lib/umbra for root)")
     .option('--config <file>', 'configuration file (default: /etc/umbra/umbra.yaml if it is there)')
     .addHelpText('after', more)

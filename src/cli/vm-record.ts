@@ -19,6 +19,10 @@ const diskShape = z.object({
   sizeBytes: count,
   readBytes: count,
   storedBytes: count,
+  /** Recovery points made before changes were tracked do not tell. */
+  how: z.enum(['whole', 'changed', 'compared']).optional().catch(undefined),
+  since: z.string().optional().catch(undefined),
+  because: z.string().optional().catch(undefined),
 })
 
 const recoveryShape = z.object({
@@ -132,8 +136,16 @@ function standstill({ freezeMs = 0, pausedMs = 0 }: VmRecord): string {
 export function remarks(vm: VmRecord): string[] {
   return [
     ...vm.reasons.map((reason) => `${vm.name}: ${vm.consistency} consistency: ${reason}`),
+    ...vm.disks.flatMap((disk) => readWhole(disk).map((line) => `${vm.name}: ${line}`)),
     ...leftOut(vm).map((line) => `${vm.name}: ${line}`),
   ]
+}
+
+/** Why a disk was read whole where a provider tracks changes. */
+function readWhole({ target, how, since, because }: Disk): string[] {
+  if (because === undefined || how === undefined || how === 'changed') return []
+  const compared = since === undefined ? '' : ` and compared with ${since}`
+  return [`${target} was read whole${compared}: ${because}`]
 }
 
 export const leftOut = ({ excluded }: VmRecord): string[] =>

@@ -221,3 +221,29 @@ describe('an NBD client', () => {
     }
   })
 })
+
+describe('a context that the client names', () => {
+  const context = 'qemu:dirty-bitmap:b'
+  const ranges = [
+    { offset: 0, length: 1024 },
+    { offset: 200 * 1024, length: 512 },
+    { offset: 300 * 1024, length: 4096 },
+  ]
+
+  it('tells its marked ranges, ascending, however little the server tells at once', async () => {
+    await using served = await openServed(new MemoryDisk(mebibyte), { marked: { context, ranges } }, { context })
+    assert.deepEqual(await Array.fromAsync(served.device.marked(0, mebibyte)), ranges)
+    const inside = { offset: 301 * 1024, length: 1024 }
+    assert.deepEqual(await Array.fromAsync(served.device.marked(inside.offset, inside.length)), [inside])
+    const holes = await Array.fromAsync(served.device.extents(0, mebibyte))
+    assert.deepEqual(holes, [{ offset: 0, length: mebibyte, data: false }])
+  })
+
+  it('is missed at once, and without one nothing is marked', async () => {
+    await using server = await openNbdServer(new MemoryDisk(mebibyte))
+    const missing = connectNbd({ socketPath: server.socketPath, exportName: 'disk', context })
+    await assert.rejects(missing, { code: 'NBD_EXPORT_REFUSED' })
+    await using served = await openServed(new MemoryDisk(mebibyte))
+    await assert.rejects(Array.fromAsync(served.device.marked(0, 512)), { code: 'DISK_READ_FAILED' })
+  })
+})

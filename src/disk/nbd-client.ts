@@ -6,7 +6,7 @@
 import { Failure } from '../base/failure.ts'
 import { type ErrorCode, failure } from '../errors.ts'
 import type { BlockSink, BlockSource, Extent } from './block-device.ts'
-import { mergeExtentStream } from './extents.ts'
+import { mergeExtentStream, type Range } from './extents.ts'
 import { isConnectionLoss, NbdConnection, type NbdConnectionOptions } from './nbd-connection.ts'
 import type { NbdExport } from './nbd-handshake.ts'
 import type { PendingReply } from './nbd-reply-reader.ts'
@@ -15,6 +15,8 @@ import { type CommandType, commandType, statusZeroFlag } from './nbd-wire.ts'
 export interface NbdClientOptions {
   readonly socketPath: string
   readonly exportName: string
+  /** A metadata context besides base:allocation, for `marked`; connecting fails when the server does not know it. */
+  readonly context?: string
   /** More than one is used only when the server says that all see the same disk. */
   readonly connections?: number
   /** How long nothing may move while requests are in flight; also the limit for connecting. */
@@ -27,6 +29,8 @@ export interface NbdDevice extends BlockSource, BlockSink {
   readonly readOnly: boolean
   /** Makes a range read as zeros, without sending them where the server knows how. */
   writeZeroes(offset: number, length: number): Promise<void>
+  /** The ranges of [offset, offset+length) with a set bit in the context that was named, ascending. */
+  marked(offset: number, length: number): AsyncIterable<Range>
 }
 
 export const defaultNbdDeadlineMs = 60_000
@@ -41,8 +45,8 @@ const zeroesStepBytes = 64 * 1024 * 1024
 
 /** Connects and negotiates; disposal closes the connections without flushing. */
 export async function connectNbd(options: NbdClientOptions): Promise<NbdDevice> {
-  const { connections = 1, deadlineMs = defaultNbdDeadlineMs, exportName, signal, socketPath } = options
-  const connectionOptions: NbdConnectionOptions = { socketPath, exportName, deadlineMs, signal }
+  const { connections = 1, deadlineMs = defaultNbdDeadlineMs, exportName, context, signal, socketPath } = options
+  const connectionOptions: NbdConnectionOptions = { socketPath, exportName, context, deadlineMs, signal }
   const { connection, target } = await NbdConnection.open(connectionOptions)
   await using unfinished = new AsyncDisposableStack()
   unfinished.use(connection)
@@ -113,24 +117,39 @@ class NbdDisk implements NbdDevice {
   async *extents(offset: number, length: number): AsyncGenerator<Extent> {
     this.#checkRange('DISK_READ_FAILED', offset, length)
     if (length === 0) return
-    if (this.#target.allocationContext === undefined) yield { offset, length, data: true }
-    else yield* mergeExtentStream(this.#askExtents(offset, length))
+    const context = this.#target.allocationContext
+    if (context === undefined) yield { offset, length, data: true }
+    else yield* mergeExtentStream(this.#askExtents(context, offset, length, (flags) => (flags & statusZeroFlag) === 0))
+  }
+
+  async *marked(offset: number, length: number): AsyncGenerator<Range> {
+    this.#checkRange('DISK_READ_FAILED', offset, length)
+    const context = this.#target.namedContext
+    if (context === undefined) throw this.#failed('DISK_READ_FAILED', offset, 'no context was named for it')
+    const marks = this.#askExtents(context, offset, length, (flags) => flags !== 0)
+    for await (const { data, ...range } of mergeExtentStream(marks)) if (data) yield range
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
     await this.#cleanup.disposeAsync()
   }
 
-  async *#askExtents(offset: number, length: number): AsyncGenerator<Extent> {
+  /** As `data` comes what `holds` says of a context's flags. */
+  async *#askExtents(
+    context: number,
+    offset: number,
+    length: number,
+    holds: (flags: number) => boolean,
+  ): AsyncGenerator<Extent> {
     const end = offset + length
     for (let at = offset; at < end; ) {
       const step = Math.min(end - at, blockStatusStepBytes)
       const reply = await this.#run('DISK_READ_FAILED', { command: commandType.blockStatus, offset: at, length: step })
       const stepEnd = at + step
-      for (const extent of reply.extents) {
+      for (const extent of reply.extents.get(context) ?? []) {
         const part = Math.min(extent.length, stepEnd - at)
         if (part === 0) break
-        yield { offset: at, length: part, data: (extent.flags & statusZeroFlag) === 0 }
+        yield { offset: at, length: part, data: holds(extent.flags) }
         at += part
       }
     }

@@ -13,6 +13,8 @@ import { type CommandType, commandType, encodeRequest, protocolFailure } from '.
 export interface NbdConnectionOptions {
   readonly socketPath: string
   readonly exportName: string
+  /** A metadata context besides base:allocation; the server must know it. */
+  readonly context?: string | undefined
   /** How long nothing may move while requests are in flight. */
   readonly deadlineMs: number
   readonly signal?: AbortSignal | undefined
@@ -112,8 +114,9 @@ export class NbdConnection implements AsyncDisposable {
     const { promise, resolve, reject } = Promise.withResolvers<NbdExport>()
     this.#flights.set(0, { reply: new PendingReply(commandType.disconnect, 0), resolve: () => undefined, reject })
     this.#startWatchdog(`connecting to ${this.#options.socketPath}`)
-    const { exportName } = this.#options
-    const steps = negotiate({ address: this.#address, exportName, send: (bytes) => this.#socket.write(bytes) })
+    const { exportName, context } = this.#options
+    const send = (bytes: Buffer) => void this.#socket.write(bytes)
+    const steps = negotiate({ address: this.#address, exportName, context, send })
     let arrived = Buffer.alloc(0)
     let step = steps.next()
     this.#receive = (bytes) => {
@@ -131,13 +134,13 @@ export class NbdConnection implements AsyncDisposable {
     return await promise
   }
 
-  #beginTransmission({ structuredReplies, allocationContext }: NbdExport): void {
+  #beginTransmission({ structuredReplies, allocationContext, namedContext }: NbdExport): void {
     this.#flights.clear()
     this.#stopWatchdogWhenIdle()
     const replies = new ReplyReader({
       address: this.#address,
       structuredReplies,
-      allocationContext,
+      contexts: [allocationContext, namedContext].filter((number) => number !== undefined),
       find: (cookie) => this.#flights.get(cookie)?.reply,
       finish: (cookie, reply) => this.#finish(cookie, reply),
     })

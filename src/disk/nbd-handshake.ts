@@ -28,6 +28,8 @@ export interface NbdExport {
   readonly structuredReplies: boolean
   /** The number under which base:allocation is reported; undefined when the server does not know it. */
   readonly allocationContext: number | undefined
+  /** The number under which the context that the client named is reported; undefined when it named none. */
+  readonly namedContext: number | undefined
 }
 
 /** Yields the number of bytes to be passed back; calls `send` with what the server shall get. */
@@ -36,6 +38,8 @@ export type Negotiation<Result> = Generator<number, Result, Buffer>
 interface Peer {
   readonly address: string
   readonly exportName: string
+  /** A metadata context besides base:allocation; the server must know it. */
+  readonly context?: string | undefined
   readonly send: (bytes: Buffer) => void
 }
 
@@ -54,6 +58,7 @@ const initialMagic = Buffer.from('NBDMAGIC')
 const optionMagic = Buffer.from('IHAVEOPT')
 const optionReplyMagicHigh = 0x0003e889
 const optionReplyMagicLow = 0x045565a9
+const allocation = 'base:allocation'
 const fixedNewstyle = 1
 const noZeroes = 2
 /** A server has a handful of contexts and infos to report; more is an attempt to keep us reading for ever. */
@@ -63,9 +68,14 @@ const maximumReplies = 64
 export function* negotiate(peer: Peer): Negotiation<NbdExport> {
   yield* greet(peer)
   const structuredReplies = (yield* askFor(peer, optionType.structuredReply, Buffer.alloc(0))).refusal === undefined
-  const allocationContext = structuredReplies ? yield* chooseAllocationContext(peer) : undefined
+  const contexts = structuredReplies ? yield* chooseContexts(peer) : new Map<string, number>()
   const maximumBlockBytes = yield* learnMaximumBlock(peer)
-  return { ...(yield* go(peer)), maximumBlockBytes, structuredReplies, allocationContext }
+  const target = yield* go(peer)
+  const namedContext = peer.context === undefined ? undefined : contexts.get(peer.context)
+  if (peer.context !== undefined && namedContext === undefined)
+    throw refusedExport(peer, { type: optionReply.firstError, message: `it has no context ${peer.context}` })
+  const allocationContext = contexts.get(allocation)
+  return { ...target, maximumBlockBytes, structuredReplies, allocationContext, namedContext }
 }
 
 function* greet(peer: Peer): Negotiation<void> {
@@ -79,14 +89,22 @@ function* greet(peer: Peer): Negotiation<void> {
   peer.send(answer)
 }
 
-function* chooseAllocationContext(peer: Peer): Negotiation<number | undefined> {
-  const query = Buffer.concat([sized(peer.exportName), uint32(1), sized('base:allocation')])
+/** The numbers of the contexts that were asked for and that the server has. */
+function* chooseContexts(peer: Peer): Negotiation<Map<string, number>> {
+  const wanted = peer.context === undefined ? [allocation] : [allocation, peer.context]
+  const query = Buffer.concat([sized(peer.exportName), uint32(wanted.length), ...wanted.map(sized)])
   const { replies } = yield* askFor(peer, optionType.setMetaContext, query)
+  const contexts = new Map<string, number>()
   for (const { type, data } of replies) {
     if (type !== optionReply.metaContext || data.length < 4) throw protocolFailure(peer.address, 'bad meta context')
-    if (data.toString('utf8', 4) === 'base:allocation') return data.readUInt32BE(0)
+    const name = data.toString('utf8', 4)
+    const number = data.readUInt32BE(0)
+    if (!wanted.includes(name)) continue
+    if (contexts.has(name) || [...contexts.values()].includes(number))
+      throw protocolFailure(peer.address, 'a meta context twice')
+    contexts.set(name, number)
   }
-  return undefined
+  return contexts
 }
 
 /**

@@ -25,7 +25,8 @@ export class PendingReply {
   readonly offset: number
   /** Where a read's payload goes; empty for other commands. */
   readonly target: Uint8Array
-  extents: readonly StatusExtent[] = []
+  /** What a block status request was answered, by the number of the context. */
+  readonly extents = new Map<number, readonly StatusExtent[]>()
   /** The server's own words for why it did not do it. */
   error: string | undefined
   readonly #filled: { start: number; end: number }[] = []
@@ -62,7 +63,8 @@ export class PendingReply {
 export interface ReplyReaderOptions {
   readonly address: string
   readonly structuredReplies: boolean
-  readonly allocationContext: number | undefined
+  /** Numbers of the contexts that were agreed: a block status has one chunk of each. */
+  readonly contexts: readonly number[]
   /** The request behind a cookie, if there is one. */
   readonly find: (cookie: number) => PendingReply | undefined
   /** The reply to `cookie` is complete. */
@@ -182,16 +184,16 @@ export class ReplyReader {
   }
 
   #onBlockStatusChunk(length: number): void {
-    const wanted = this.#reply.command === commandType.blockStatus && this.#reply.extents.length === 0
     const context = this.#fixed.readUInt32BE(20)
-    if (!wanted || context !== this.#options.allocationContext) throw this.#broken('a block status not asked for')
+    const wanted = this.#reply.command === commandType.blockStatus && !this.#reply.extents.has(context)
+    if (!wanted || !this.#options.contexts.includes(context)) throw this.#broken('a block status not asked for')
     const isValid = length >= 12 && length <= maximumBlockStatusBytes && (length - 4) % 8 === 0
     if (!isValid) throw this.#broken(`a block status of ${length} bytes`)
     const payload = Buffer.allocUnsafe(length - 4)
     this.#expect(payload, () => {
       const extents = decodeStatusExtents(payload)
       if (extents === undefined) throw this.#broken('an empty extent')
-      this.#reply.extents = extents
+      this.#reply.extents.set(context, extents)
       this.#onChunkEnd()
     })
   }
@@ -217,8 +219,9 @@ export class ReplyReader {
     const reply = this.#reply
     if (reply.error === undefined) {
       if (!reply.isFilled()) throw this.#broken('a read with parts missing or sent twice')
-      const isEmptyStatus = reply.command === commandType.blockStatus && reply.extents.length === 0
-      if (isEmptyStatus) throw this.#broken('a block status without extents')
+      const isStatus = reply.command === commandType.blockStatus
+      if (isStatus && reply.extents.size < this.#options.contexts.length)
+        throw this.#broken('a block status without extents')
     }
     this.#options.finish(this.#cookie, reply)
   }

@@ -22,7 +22,7 @@ const largestPiece = Math.max(maximumBlockStatusBytes, maximumOptionReplyBytes)
 const cookieOf = (cookie: number) => numbers([8, cookie])
 
 /** A reader with reads 1 and 2 (of 1000 bytes at 0 and at 1000), block status 3 and flush 4 in flight. */
-function openReader(structuredReplies = true) {
+function openReader(structuredReplies = true, contexts = [9]) {
   const pending = new Map([
     [1, new PendingReply(commandType.read, 0, new Uint8Array(1000))],
     [2, new PendingReply(commandType.read, 1000, new Uint8Array(1000))],
@@ -33,7 +33,7 @@ function openReader(structuredReplies = true) {
   const reader = new ReplyReader({
     address: 'test',
     structuredReplies,
-    allocationContext: 9,
+    contexts,
     find: (cookie) => pending.get(cookie),
     finish(cookie, reply) {
       pending.delete(cookie)
@@ -101,6 +101,28 @@ const honestReplies = Buffer.concat([
 ])
 
 describe('the reader of NBD replies', () => {
+  const status = (context: number, flags: number) =>
+    chunk(5, cookieOf(3), numbers([4, context], [4, 4096], [4, 0]), flags)
+
+  it('takes one block status of each context that was agreed', () => {
+    const { reader, finished } = openReader(true, [9, 4])
+    reader.feed(status(4, 0))
+    assert.equal(finished.has(3), false)
+    reader.feed(status(9, 1))
+    assert.deepEqual([...(finished.get(3)?.extents.keys() ?? [])].sort(), [4, 9])
+  })
+
+  for (const [what, bytes] of [
+    ['a context twice', Buffer.concat([status(9, 0), status(9, 1)])],
+    ['one context of two', status(9, 1)],
+    ['a context that nobody asked for', status(5, 1)],
+  ] as const) {
+    it(`refuses a block status with ${what}`, () => {
+      const { reader } = openReader(true, [9, 4])
+      assert.throws(() => reader.feed(bytes), { code: 'NBD_PROTOCOL' })
+    })
+  }
+
   it('puts every byte where it belongs, however the stream is cut', () => {
     fc.assert(
       fc.property(pieceSizes, (sizes) => {
@@ -113,7 +135,7 @@ describe('the reader of NBD replies', () => {
           { length: 4096, flags: 0 },
           { length: 512, flags: 3 },
         ]
-        assert.deepEqual(finished.get(3)?.extents, extents)
+        assert.deepEqual(finished.get(3)?.extents.get(9), extents)
         assert.deepEqual([...finished.keys()].sort(), [1, 2, 3, 4])
       }),
     )
@@ -160,8 +182,8 @@ describe('the reader of NBD replies', () => {
 
 describe('the negotiation', () => {
   /** Feeds the negotiation from `bytes`; undefined when they do not suffice. */
-  function negotiateFrom(bytes: Buffer) {
-    const steps = negotiate({ address: 'test', exportName: 'disk', send: () => undefined })
+  function negotiateFrom(bytes: Buffer, context?: string) {
+    const steps = negotiate({ address: 'test', exportName: 'disk', context, send: () => undefined })
     let at = 0
     let step = steps.next()
     while (!step.done) {
@@ -176,11 +198,14 @@ describe('the negotiation', () => {
 
   const reply = (option: number, type: number, data: Buffer = Buffer.alloc(0)) =>
     Buffer.concat([Buffer.from('0003e889045565a9', 'hex'), numbers([4, option], [4, type], [4, data.length]), data])
-  const untilGo = Buffer.concat([
+  const untilContexts = Buffer.concat([
     Buffer.from('NBDMAGICIHAVEOPT'),
     numbers([2, 3]),
     reply(8, 1),
     reply(10, 4, Buffer.concat([numbers([4, 7]), Buffer.from('base:allocation')])),
+  ])
+  const untilGo = Buffer.concat([
+    untilContexts,
     reply(10, 1),
     reply(6, 3, numbers([2, 3], [4, 1], [4, 4096], [4, 65_537])),
     reply(6, 1),
@@ -197,7 +222,25 @@ describe('the negotiation', () => {
       maximumBlockBytes: 65_536,
       structuredReplies: true,
       allocationContext: 7,
+      namedContext: undefined,
     })
+  })
+
+  it('learns the number of the context that was named, and refuses an export that has none', () => {
+    const both = Buffer.concat([
+      honest.subarray(0, untilContexts.length),
+      reply(10, 4, Buffer.concat([numbers([4, 8]), Buffer.from('qemu:dirty-bitmap:b')])),
+      honest.subarray(untilContexts.length),
+    ])
+    assert.equal(negotiateFrom(both, 'qemu:dirty-bitmap:b')?.namedContext, 8)
+    assert.equal(negotiateFrom(both, 'qemu:dirty-bitmap:b')?.allocationContext, 7)
+    assert.throws(() => negotiateFrom(honest, 'qemu:dirty-bitmap:b'), { code: 'NBD_EXPORT_REFUSED' })
+  })
+
+  it('believes no server that gives two contexts one number', () => {
+    const same = reply(10, 4, Buffer.concat([numbers([4, 7]), Buffer.from('qemu:dirty-bitmap:b')]))
+    const bytes = [honest.subarray(0, untilContexts.length), same, honest.subarray(untilContexts.length)]
+    assert.throws(() => negotiateFrom(Buffer.concat(bytes), 'qemu:dirty-bitmap:b'), { code: 'NBD_PROTOCOL' })
   })
 
   it('says which export is refused and why', () => {

@@ -4,8 +4,8 @@
  * A domain is named by its UUID alone; the daemon needs no more.
  */
 import type { LibvirtConnection } from './connection.ts'
-import { affectLive, domainStates, type Procedure, procedures } from './protocol.ts'
-import { type XdrReader, XdrWriter } from './rpc-wire.ts'
+import { affectLive, checkpointListFlags, domainStates, type Procedure, procedures } from './protocol.ts'
+import { brokenProtocol, type XdrReader, XdrWriter } from './rpc-wire.ts'
 import { formatUuid, isUuid, uuidBytes } from './uuid.ts'
 
 /** Saving and restoring memory moves gigabytes. */
@@ -19,6 +19,8 @@ export interface DomainState {
 }
 
 export interface BlockJob {
+  /** virDomainBlockJobType. */
+  readonly type: number
   readonly doneBytes: number
   readonly totalBytes: number
 }
@@ -111,6 +113,55 @@ export class DomainCalls {
     return (await this.#call(procedures.domainGetJobStats, uuid, this.#domain(uuid).u32(0))).i32()
   }
 
+  /** What the job that occupies an active VM tells of itself; undefined when there is none. */
+  async jobNumbers(uuid: string): Promise<ReadonlyMap<string, number> | undefined> {
+    const answer = await this.#call(procedures.domainGetJobStats, uuid, this.#domain(uuid).u32(0))
+    if (answer.i32() === 0) return undefined
+    return new Map(answer.list(12, readTypedNumber).flatMap((named) => (named === undefined ? [] : [named])))
+  }
+
+  async backupBegin(uuid: string, xml: string, checkpointXml: string | undefined, flags: number): Promise<void> {
+    const args = this.#domain(uuid).string(xml).optionalString(checkpointXml).u32(flags)
+    await this.#call(procedures.domainBackupBegin, uuid, args, longDeadlineMs)
+  }
+
+  async backupXml(uuid: string): Promise<string> {
+    return (await this.#call(procedures.domainBackupGetXmlDesc, uuid, this.#domain(uuid).u32(0))).string()
+  }
+
+  /** Asks the job to end; it may take a moment more. */
+  async abortJob(uuid: string): Promise<void> {
+    await this.#call(procedures.domainAbortJob, uuid, this.#domain(uuid), longDeadlineMs)
+  }
+
+  /** Names of all checkpoints, parents before their children. */
+  async checkpoints(uuid: string): Promise<string[]> {
+    const args = this.#domain(uuid).i32(1).u32(checkpointListFlags.topological)
+    const answer = await this.#call(procedures.domainListAllCheckpoints, uuid, args)
+    return answer.list(28, (reader) => {
+      const name = reader.string()
+      this.#readDomain(reader)
+      return name
+    })
+  }
+
+  async checkpointXml(uuid: string, name: string, flags: number): Promise<string> {
+    const args = this.#checkpoint(uuid, name).u32(flags)
+    return (await this.#call(procedures.checkpointGetXmlDesc, uuid, args, longDeadlineMs)).string()
+  }
+
+  async checkpointCreate(uuid: string, xml: string, flags: number): Promise<void> {
+    await this.#call(procedures.checkpointCreateXml, uuid, this.#domain(uuid).string(xml).u32(flags), longDeadlineMs)
+  }
+
+  async checkpointDelete(uuid: string, name: string, flags: number): Promise<void> {
+    await this.#call(procedures.checkpointDelete, uuid, this.#checkpoint(uuid, name).u32(flags), longDeadlineMs)
+  }
+
+  #checkpoint(uuid: string, name: string): XdrWriter {
+    return new XdrWriter().string(name).string(this.nameOf(uuid)).fixed(uuidBytes(uuid)).i32(-1)
+  }
+
   /** Virtual size of a disk. */
   async diskSize(uuid: string, target: string): Promise<number> {
     const args = this.#domain(uuid).string(target).u32(0)
@@ -122,9 +173,9 @@ export class DomainCalls {
   async blockJob(uuid: string, target: string): Promise<BlockJob | undefined> {
     const answer = await this.#call(procedures.domainGetBlockJobInfo, uuid, this.#domain(uuid).string(target).u32(0))
     if (answer.i32() === 0) return undefined
-    answer.i32()
+    const type = answer.i32()
     answer.u64()
-    return { doneBytes: answer.size(), totalBytes: answer.size() }
+    return { type, doneBytes: answer.size(), totalBytes: answer.size() }
   }
 
   async blockCommit(uuid: string, target: string, flags: number): Promise<void> {
@@ -214,4 +265,17 @@ export class DomainCalls {
     const answer = await this.#call(procedures.agentCommand, uuid, args, (seconds + 40) * 1000)
     return answer.optionalString() ?? ''
   }
+}
+
+/** remote_typed_param: a name and a value of one of seven types. Undefined for a text. */
+function readTypedNumber(reader: XdrReader): readonly [string, number] | undefined {
+  const name = reader.string()
+  const type = reader.u32()
+  if (type === 1 || type === 6) return [name, reader.i32()]
+  if (type === 2) return [name, reader.u32()]
+  if (type === 7) return void reader.string()
+  if (type < 1 || type > 7) throw brokenProtocol(`a parameter of unknown type ${type}`)
+  // Larger numbers than JavaScript counts exactly tell nothing here, and doubles do not occur among what we look at.
+  const value = reader.u64()
+  return value <= BigInt(Number.MAX_SAFE_INTEGER) && type !== 5 ? [name, Number(value)] : undefined
 }

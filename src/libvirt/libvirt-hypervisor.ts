@@ -4,6 +4,13 @@
  */
 import { inSlot, openSlots, type Slots } from '../base/slots.ts'
 import { failure } from '../errors.ts'
+import type {
+  BackupJobCopy,
+  BackupJobInPlace,
+  BackupJobPlan,
+  BackupJobStatus,
+  ChangeTracking,
+} from '../vm/backup-job.ts'
 import type { GuestRequestor } from '../vm/guest-requestor.ts'
 import type {
   AttachedCopy,
@@ -14,6 +21,8 @@ import type {
   PowerState,
   VmFacts,
 } from '../vm/hypervisor.ts'
+import * as backupJob from './backup-job.ts'
+import { changeTracking, removeTrackingPoint } from './checkpoints.ts'
 import { connectLibvirt, type LibvirtConnection } from './connection.ts'
 import { DomainCalls } from './domain-calls.ts'
 import { GuestAgent, type GuestLimits } from './guest-agent.ts'
@@ -42,6 +51,7 @@ export class LibvirtHypervisor implements Hypervisor {
   readonly #requestors = new Map<string, UmbraGuest>()
   readonly #prepared = new Map<string, PreparedOverlays>()
   readonly #merging = new Map<string, Slots>()
+  readonly #jobs = new Map<string, backupJob.PreparedJob>()
 
   readonly #guestLimits: Partial<GuestLimits>
 
@@ -169,6 +179,47 @@ export class LibvirtHypervisor implements Hypervisor {
     const merging = this.#merging.get(uuid) ?? openSlots(1)
     this.#merging.set(uuid, merging)
     return inSlot(merging, () => mergeOverlay(this.#domains, uuid, overlay))
+  }
+
+  changeTracking(uuid: string): Promise<ChangeTracking> {
+    return changeTracking(this.#domains, uuid)
+  }
+
+  async prepareBackupJob(uuid: string, plan: BackupJobPlan): Promise<void> {
+    this.#jobs.set(uuid, await backupJob.prepareBackupJob(this.#domains, uuid, plan))
+  }
+
+  async beginBackupJob(uuid: string, plan: BackupJobPlan): Promise<void> {
+    const prepared = this.#jobs.get(uuid)
+    if (prepared?.plan.socket !== plan.socket)
+      throw failure('VM_STATE', {
+        vm: this.#domains.nameOf(uuid),
+        state: 'unprepared',
+        reason: 'no such job was prepared',
+      })
+    // The same files, perhaps with less to build upon.
+    await backupJob.beginBackupJob(this.#domains, uuid, { ...prepared, plan })
+    this.#jobs.delete(uuid)
+  }
+
+  openBackupJob(uuid: string, plan: BackupJobPlan, target: string): Promise<BackupJobCopy> {
+    return backupJob.openBackupJob(this.#domains, uuid, plan, target)
+  }
+
+  backupJobStatus(uuid: string, job: BackupJobInPlace): Promise<BackupJobStatus> {
+    return backupJob.backupJobStatus(this.#domains, uuid, job)
+  }
+
+  watchBackupJob(uuid: string, look: () => void): Promise<AsyncDisposable> {
+    return backupJob.watchBackupJob(this.connection, uuid, look)
+  }
+
+  endBackupJob(uuid: string, job: BackupJobInPlace): Promise<void> {
+    return backupJob.endBackupJob(this.#domains, uuid, job)
+  }
+
+  removeTrackingPoint(uuid: string, name: string): Promise<void> {
+    return removeTrackingPoint(this.#domains, uuid, name)
   }
 
   attachCopy(uuid: string, copy: AttachedCopy): Promise<void> {

@@ -63,6 +63,13 @@ export const procedures = {
   domainDefineXmlFlags: reads(350, 'virDomainDefineXMLFlags'),
   domainUndefineFlags: changes(231, 'virDomainUndefineFlags'),
   domainAgentSetResponseTimeout: reads(420, 'virDomainAgentSetResponseTimeout'),
+  domainBackupBegin: changes(421, 'virDomainBackupBegin'),
+  domainBackupGetXmlDesc: reads(422, 'virDomainBackupGetXMLDesc'),
+  domainAbortJob: changes(164, 'virDomainAbortJob'),
+  domainListAllCheckpoints: reads(413, 'virDomainListAllCheckpoints'),
+  checkpointGetXmlDesc: reads(412, 'virDomainCheckpointGetXMLDesc'),
+  checkpointCreateXml: changes(411, 'virDomainCheckpointCreateXML'),
+  checkpointDelete: changes(417, 'virDomainCheckpointDelete'),
   networkLookupByName: reads(46, 'virNetworkLookupByName'),
   networkIsActive: reads(152, 'virNetworkIsActive'),
   networkGetXmlDesc: reads(43, 'virNetworkGetXMLDesc'),
@@ -82,6 +89,7 @@ export const eventNumbers = {
 
 /** virErrorNumber, as far as we tell them apart. */
 export const libvirtCodes = {
+  internalError: 1,
   invalidArgument: 8,
   noDomain: 42,
   noNetwork: 43,
@@ -93,6 +101,9 @@ export const libvirtCodes = {
   resourceBusy: 87,
   agentUnsynced: 97,
   noDomainMetadata: 80,
+  noCheckpoint: 103,
+  noBackup: 104,
+  checkpointInconsistent: 109,
   agentCommandTimeout: 112,
   agentCommandFailed: 113,
 } as const
@@ -125,5 +136,15 @@ export const undefineFlags = {
   checkpointsMetadata: 16,
   keepTpm: 64,
 } as const
+export const backupBeginFlags = { reuseExisting: 1 } as const
+/** Parents come before their children. */
+export const checkpointListFlags = { topological: 2 } as const
+export const checkpointXmlFlags = { withoutDomain: 2, size: 4 } as const
+export const checkpointCreateFlags = { redefine: 1 } as const
+export const checkpointDeleteFlags = { metadataOnly: 2 } as const
+/** virDomainBlockJobType VIR_DOMAIN_BLOCK_JOB_TYPE_BACKUP. */
+export const backupBlockJob = 5
+/** virDomainJobOperation VIR_DOMAIN_JOB_OPERATION_BACKUP. */
+export const backupOperation = 9
 export const blockCommitFlags = { shallow: 1, active: 4 } as const
 export const blockJobAbortFlags = { pivot: 2 } as const

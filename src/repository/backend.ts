@@ -1,5 +1,5 @@
 /**
- * Backend: where the objects of a repository are kept (a directory now, an object store later).
+ * Backend: where the objects of a repository are kept (a directory or an object store).
  * The contract is small enough for S3: put a whole object if it is absent, read a range, list a prefix, delete.
  * Every object is written once and never changed. test/contract/backend.contract.ts is the contract as tests.
  *
@@ -22,7 +22,7 @@ export interface Backend extends AsyncDisposable {
    * one gets 'stored'. The buffers belong to the backend until the promise settles. REPOSITORY_FULL, REPOSITORY_IO.
    */
   put(key: string, parts: readonly Uint8Array[]): Promise<'stored' | 'exists'>
-  /** The object. REPOSITORY_OBJECT_MISSING when there is none; REPOSITORY_DAMAGED when it is longer than `maxBytes`; REPOSITORY_IO. */
+  /** The object as it is now, not as it was before; the buffer is the caller's. REPOSITORY_OBJECT_MISSING when there is none; REPOSITORY_DAMAGED when it is longer than `maxBytes`; REPOSITORY_IO. */
   get(key: string, maxBytes: number): Promise<Buffer>
   /**
    * Fills `target` (which may be shared memory) with the object's bytes from `offset` on; answers how many there were.
@@ -35,6 +35,11 @@ export interface Backend extends AsyncDisposable {
   delete(key: string): Promise<void>
   /** Removes what writers that are no more left half written; leaves alone what a living one is writing. */
   sweep(): Promise<void>
+  /**
+   * Only where copies of manifests and indexes are kept: the next `get` of `key` asks the store. For a reader
+   * whose proof failed, or who has to know that the object is there still.
+   */
+  forget?(key: string): Promise<void>
 }
 
 const keyPattern = /^[A-Za-z0-9][A-Za-z0-9._-]*(\/[A-Za-z0-9][A-Za-z0-9._-]*)*$/

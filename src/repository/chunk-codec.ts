@@ -1,66 +1,108 @@
 /**
- * A chunk to its stored bytes and back, in place: zstd unless that does not pay, and BLAKE3 of the plain bytes as its name.
+ * A chunk to its stored bytes and back, in place: zstd unless that does not pay, then encryption if the repository has it.
+ * BLAKE3 of the plain bytes, keyed where there is encryption, is its name.
  * Synchronous; codec-threads.ts runs it on threads. See docs/repository-format.md, "Records".
  */
 import { constants, zstdCompressSync, zstdDecompressSync } from 'node:zlib'
-import { blake3Digest } from './blake3.ts'
-import { check, type Encoding, encodings, FormatError } from './format.ts'
+import { blake3Digest, blake3Keyed } from './blake3.ts'
+import { check, encodings, FormatError, type RecordHeader, type RecordKind, recordSealBytes } from './format.ts'
+import { freeNow } from './free-memory.ts'
+import { closedAt, closeRecord, innerAt, openRecord } from './record-seal.ts'
+import type { RecordKeys } from './seal.ts'
 
 /** zstd levels a repository may be made with: -50 (fast) to 19; -1 is not one, because Node takes it as "not set". */
 export const compressionLevels = { min: -50, default: 1, max: 19 }
 
-/** The stored bytes stand at the beginning of the buffer. */
-export interface StoredForm {
-  readonly encoding: Encoding
-  readonly storedBytes: number
+/** A record to be: its plain bytes stand at the beginning of a buffer. */
+export interface PlainRecord {
+  readonly id: Uint8Array
+  readonly kind: RecordKind
+  readonly plainBytes: number
+  /** Of zstd. */
+  readonly level: number
+}
+
+/** What became of a plain record, and where in the buffer its stored bytes stand. */
+export interface StoredForm extends Pick<RecordHeader, 'encoding' | 'encrypted' | 'storedBytes'> {
+  readonly storedAt: number
 }
 
 /** Where in a buffer the stored bytes of a record stand, and what they must become. */
-export interface StoredRecord {
+export interface StoredRecord extends Omit<RecordHeader, 'id'> {
   readonly id: Uint8Array
-  readonly encoding: Encoding
   readonly storedAt: number
-  readonly storedBytes: number
-  readonly plainBytes: number
 }
 
-/** Replaces the first `plainBytes` of `buffer` by their compressed form, if that is shorter. */
-export function encodeInPlace(buffer: Buffer, plainBytes: number, level: number): StoredForm {
+/**
+ * Replaces the plain bytes of `record` by their stored form: compressed if that is shorter, encrypted if there are keys.
+ * The buffer has room for 32 bytes more than the plain ones.
+ */
+export function encodeInPlace(buffer: Buffer, record: PlainRecord, keys: RecordKeys | undefined): StoredForm {
+  const at = keys === undefined ? 0 : innerAt
+  const packedBytes = compressInPlace(buffer, record, at)
+  // Not copyWithin, which is slow in shared memory.
+  if (packedBytes === undefined && at > 0) buffer.copy(buffer, at, 0, record.plainBytes)
+  const form = {
+    encoding: packedBytes === undefined ? encodings.raw : encodings.zstd,
+    encrypted: keys !== undefined,
+    storedAt: keys === undefined ? 0 : closedAt,
+    storedBytes: (packedBytes ?? record.plainBytes) + (keys === undefined ? 0 : recordSealBytes),
+  }
+  if (keys !== undefined) closeRecord(buffer, headerOf({ ...record, ...form }), keys)
+  return form
+}
+
+const headerOf = (record: Omit<RecordHeader, 'id'> & { id: Uint8Array }): RecordHeader => ({
+  ...record,
+  id: Buffer.from(record.id),
+})
+
+/** Writes what zstd made of the plain bytes to `at` and answers its length; undefined when it is not shorter. */
+function compressInPlace(buffer: Buffer, { plainBytes, level }: PlainRecord, at: number): number | undefined {
+  if (looksIncompressible(buffer.subarray(0, plainBytes))) return undefined
   const packed = zstdCompressSync(buffer.subarray(0, plainBytes), {
     // One output buffer for all there can be: with Node's 16 KiB pieces this takes two to three times as long.
     chunkSize: plainBytes + Math.ceil(plainBytes / 128) + 512,
     pledgedSrcSize: plainBytes,
     params: { [constants.ZSTD_c_compressionLevel]: level },
   })
-  const storedBytes = packed.length
-  const pays = storedBytes < plainBytes
-  if (pays) buffer.set(packed)
+  const packedBytes = packed.length
+  const pays = packedBytes < plainBytes
+  if (pays) buffer.set(packed, at)
   freeNow(packed)
-  return pays ? { encoding: encodings.zstd, storedBytes } : { encoding: encodings.raw, storedBytes: plainBytes }
+  return pays ? packedBytes : undefined
 }
 
 /**
- * Turns a record within `buffer` into its plain bytes, proven by its id, and answers where in `buffer` they begin.
- * FormatError when they are not what the id says.
+ * Turns a record within `buffer` into its plain bytes, proven by its tag if it is encrypted, then by its id, and answers
+ * where in `buffer` they begin. FormatError when they are not what the id says.
  */
-export function decodeInPlace(buffer: Buffer, record: StoredRecord): number {
+export function decodeInPlace(buffer: Buffer, record: StoredRecord, keys: RecordKeys | undefined): number {
   const stored = buffer.subarray(record.storedAt, record.storedAt + record.storedBytes)
   check(stored.length === record.storedBytes, 'the record is cut off')
   check(record.plainBytes <= buffer.length, `a record of ${record.plainBytes} bytes`)
+  check(record.encrypted || keys === undefined, 'a record that is not encrypted')
+  check(!record.encrypted || keys !== undefined, 'an encrypted record where there is no encryption')
+  const inner = keys === undefined ? stored : openRecord(buffer, stored, headerOf(record), keys)
   if (record.encoding === encodings.raw) {
-    check(record.storedBytes === record.plainBytes, 'a raw record of the wrong length')
-    check(blake3Digest(stored).equals(record.id), 'the data does not match its digest')
-    return record.storedAt
+    check(inner.length === record.plainBytes, 'a raw record of the wrong length')
+    checkId(inner, record, keys)
+    return keys === undefined ? record.storedAt : 0
   }
-  const plain = expand(stored, record.plainBytes)
+  const plain = expand(inner, record.plainBytes)
   try {
     check(plain.length === record.plainBytes, `${plain.length} bytes instead of ${record.plainBytes}`)
-    check(blake3Digest(plain).equals(record.id), 'the data does not match its digest')
+    checkId(plain, record, keys)
     buffer.set(plain)
   } finally {
     freeNow(plain)
   }
   return 0
+}
+
+function checkId(plain: Buffer, { id }: StoredRecord, keys: RecordKeys | undefined): void {
+  const digest = keys === undefined ? blake3Digest(plain) : blake3Keyed(keys.idKey, [plain])
+  check(digest.equals(id), 'the data does not match its digest')
 }
 
 function expand(stored: Buffer, plainBytes: number): Buffer {
@@ -69,16 +111,6 @@ function expand(stored: Buffer, plainBytes: number): Buffer {
   } catch (error) {
     throw new FormatError('the data does not decompress', { cause: error })
   }
-}
-
-/**
- * Gives the memory of a buffer nobody else has back at once. Left to the collector, buffers outside of its heap drive it to
- * collect all of the heap every hundred chunks, which takes a third of the processor time of a restore.
- */
-function freeNow(buffer: Buffer): void {
-  const memory = buffer.buffer
-  // Small buffers share Node's pool.
-  if (memory instanceof ArrayBuffer && memory.byteLength > 2 * Buffer.poolSize) memory.transfer(0)
 }
 
 const sampleCount = 16

@@ -1,14 +1,22 @@
 /**
- * CodecThreads: hashing and compression beside the main thread, in buffers both share. Chosen by measurement over libuv's
+ * CodecThreads: compression, encryption and hashing beside the main thread, in buffers both share. Chosen by measurement over libuv's
  * pool: less memory (no buffer is left to the collector) and the main thread stays free for reading and writing.
  * Threads start with the first job that is worth the trip.
  */
 import { availableParallelism } from 'node:os'
 import { Worker } from 'node:worker_threads'
 import { invariant } from '../base/failure.ts'
-import { decodeInPlace, encodeInPlace, looksIncompressible, type StoredForm, type StoredRecord } from './chunk-codec.ts'
+import {
+  decodeInPlace,
+  encodeInPlace,
+  looksIncompressible,
+  type PlainRecord,
+  type StoredForm,
+  type StoredRecord,
+} from './chunk-codec.ts'
 import type { CodecAnswer, CodecJob } from './codec-worker.ts'
-import { encodings, FormatError } from './format.ts'
+import { FormatError } from './format.ts'
+import type { RecordKeys } from './seal.ts'
 
 /** A job below this is done on the spot: the trip to a thread would cost as much. */
 const smallJobBytes = 64 * 1024
@@ -23,8 +31,8 @@ export interface CodecThreads {
   /** A buffer of `bufferBytes`, its content anything; give it back. */
   takeBuffer(): SharedBuffer
   giveBuffer(buffer: SharedBuffer): void
-  /** Replaces the first `plainBytes` by their stored form. The buffer is the thread's until it resolves. */
-  encode(buffer: SharedBuffer, plainBytes: number, level: number): Promise<StoredForm>
+  /** Replaces the plain bytes by their stored form. The buffer is the thread's until it resolves. */
+  encode(buffer: SharedBuffer, record: PlainRecord): Promise<StoredForm>
   /** Replaces a record by its plain bytes; answers where they begin. FormatError. The buffer is the thread's meanwhile. */
   decode(buffer: SharedBuffer, record: StoredRecord): Promise<number>
 }
@@ -39,24 +47,27 @@ interface Thread {
 const threads: Thread[] = []
 const threadCount = Math.max(1, Math.min(availableParallelism(), mostThreads))
 
-/** Nothing to release: idle threads do not keep the process alive. */
-export function codecThreads(bufferBytes: number): CodecThreads {
+/**
+ * `keys`: what is encoded and decoded is encrypted; they go to a thread with each job. Nothing to release: idle threads do
+ * not keep the process alive.
+ */
+export function codecThreads(bufferBytes: number, keys: RecordKeys | undefined): CodecThreads {
   const freeBuffers: SharedBuffer[] = []
   return {
     jobsAtOnce: threadCount * 2 + 1,
     takeBuffer: () => freeBuffers.pop() ?? Buffer.from(new SharedArrayBuffer(bufferBytes)),
     giveBuffer: (buffer) => void freeBuffers.push(buffer),
-    async encode(buffer, plainBytes, level) {
-      if (looksIncompressible(buffer.subarray(0, plainBytes)))
-        return { encoding: encodings.raw, storedBytes: plainBytes }
-      if (plainBytes <= smallJobBytes) return encodeInPlace(buffer, plainBytes, level)
-      const reply = await run({ kind: 'encode', buffer: buffer.buffer, plainBytes, level })
+    async encode(buffer, record) {
+      const { plainBytes } = record
+      const isQuick = keys === undefined && looksIncompressible(buffer.subarray(0, plainBytes))
+      if (isQuick || plainBytes <= smallJobBytes) return encodeInPlace(buffer, record, keys)
+      const reply = await run({ kind: 'encode', buffer: buffer.buffer, record, keys })
       invariant('stored' in reply, `a codec thread failed: ${JSON.stringify(reply)}`)
       return reply.stored
     },
     async decode(buffer, record) {
-      if (record.plainBytes <= smallJobBytes) return decodeInPlace(buffer, record)
-      const reply = await run({ kind: 'decode', buffer: buffer.buffer, record })
+      if (record.plainBytes <= smallJobBytes) return decodeInPlace(buffer, record, keys)
+      const reply = await run({ kind: 'decode', buffer: buffer.buffer, record, keys })
       if ('damage' in reply) throw new FormatError(reply.damage)
       invariant('plainAt' in reply, `a codec thread failed: ${JSON.stringify(reply)}`)
       return reply.plainAt

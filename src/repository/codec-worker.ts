@@ -2,12 +2,18 @@
  * The body of a codec thread: takes a job, does it in the shared buffer, answers. See codec-threads.ts.
  */
 import { parentPort } from 'node:worker_threads'
-import { decodeInPlace, encodeInPlace, type StoredForm, type StoredRecord } from './chunk-codec.ts'
+import { decodeInPlace, encodeInPlace, type PlainRecord, type StoredForm, type StoredRecord } from './chunk-codec.ts'
 import { FormatError } from './format.ts'
+import type { RecordKeys } from './seal.ts'
+
+interface Job {
+  readonly buffer: SharedArrayBuffer
+  readonly keys: RecordKeys | undefined
+}
 
 export type CodecJob =
-  | { readonly kind: 'encode'; readonly buffer: SharedArrayBuffer; readonly plainBytes: number; readonly level: number }
-  | { readonly kind: 'decode'; readonly buffer: SharedArrayBuffer; readonly record: StoredRecord }
+  | (Job & { readonly kind: 'encode'; readonly record: PlainRecord })
+  | (Job & { readonly kind: 'decode'; readonly record: StoredRecord })
 
 /** `damage` says why a record is none; `bug` is what should never happen. */
 export type CodecAnswer =
@@ -19,8 +25,8 @@ export type CodecAnswer =
 function answer(job: CodecJob): CodecAnswer {
   const buffer = Buffer.from(job.buffer)
   try {
-    if (job.kind === 'encode') return { stored: encodeInPlace(buffer, job.plainBytes, job.level) }
-    return { plainAt: decodeInPlace(buffer, job.record) }
+    if (job.kind === 'encode') return { stored: encodeInPlace(buffer, job.record, job.keys) }
+    return { plainAt: decodeInPlace(buffer, job.record, job.keys) }
   } catch (error) {
     if (error instanceof FormatError) return { damage: error.message }
     return { bug: error instanceof Error ? `${error.stack}` : String(error) }

@@ -76,7 +76,7 @@ async function recover(folder: string): Promise<void> {
 
 async function temporaryRepository() {
   const folder = await mkdtemp(path.join(tmpdir(), 'umbra-crash-'))
-  await (await createRepository(folder, { chunkSizeBytes }))[Symbol.asyncDispose]()
+  await (await createRepository(folder, { chunkSizeBytes, encryption: 'none' }))[Symbol.asyncDispose]()
   return { folder, [Symbol.asyncDispose]: () => rm(folder, { recursive: true, force: true }) }
 }
 

@@ -17,7 +17,7 @@ const streamBytes = 3 * chunkSizeBytes + 1000
 /** A repository with two points that share all but one chunk, closed again. */
 async function twoPoints() {
   const folder = await mkdtemp(path.join(tmpdir(), 'umbra-damage-'))
-  await using repository = await createRepository(folder, { chunkSizeBytes })
+  await using repository = await createRepository(folder, { chunkSizeBytes, encryption: 'none' })
   const data = Buffer.concat([
     randomBytes(chunkSizeBytes),
     Buffer.alloc(2 * chunkSizeBytes, 'some text '),
@@ -142,21 +142,26 @@ test('a pack that is cut off or gone is named by verify and refused by reading',
   )
 })
 
-test('a damaged index is an error that names it, and the manifests are listed all the same', async () => {
+test('a damaged index stops nobody: it is named, and backups, reads and verify of what others name go on', async () => {
   await using place = await twoPoints()
   const index = await onlyFile(path.join(place.folder, 'indexes', place.first.id))
   for (const spoil of [() => flipBit(index, 30), () => truncate(index, 100), () => truncate(index, 0)]) {
     await spoil()
     await using repository = await openRepository(place.folder)
-    assert.equal((await repository.listPoints()).length, 2)
-    await assert.rejects(
-      repository.beginPoint(),
-      (error) => error instanceof Failure && error.code === 'REPOSITORY_DAMAGED',
+    const damaged = await repository.listDamagedIndexes()
+    assert.deepEqual(
+      damaged.map(({ key }) => path.join(place.folder, key)),
+      [index],
     )
-    await assert.rejects(
-      repository.verify(),
-      (error) => error instanceof Failure && error.message.includes(path.basename(index)),
-    )
+    assert.ok((await repository.listPoints()).length >= 2)
+    assert.ok((await repository.verify()).damage.some(({ reason }) => reason === 'no index names this chunk'))
+    const third = await writePoint(repository, place.data)
+    await using source = await third.openStream('vms/1/disks/sda')
+    const target = Buffer.alloc(streamBytes)
+    await source.read(0, target)
+    assert.ok(target.equals(place.data))
+    await repository.deletePoint(third.id)
+    await rm(path.join(place.folder, 'indexes', third.id), { recursive: true, force: true })
   }
 })
 

@@ -21,6 +21,7 @@ import {
   recordBytes,
   recordHeaderBytes,
   recordKinds,
+  recordSealBytes,
   scanPack,
   type TocEntry,
   tocEntries,
@@ -38,10 +39,12 @@ const header = fc
     kind: fc.constantFrom(...Object.values(recordKinds)),
     storedBytes: fc.integer({ min: 1, max: 2000 }),
     saved: fc.nat(5000),
+    encrypted: fc.boolean(),
   })
-  .map(({ saved, ...rest }) => ({
+  .map(({ saved, storedBytes, ...rest }) => ({
     ...rest,
-    plainBytes: rest.storedBytes + saved,
+    storedBytes: storedBytes + (rest.encrypted ? recordSealBytes : 0),
+    plainBytes: storedBytes + saved,
     encoding: saved === 0 ? encodings.raw : encodings.zstd,
   }))
 
@@ -104,8 +107,8 @@ test('a record header with any bit flipped is refused', () => {
 
 test('an index with any bit flipped, or cut anywhere, is refused before anything of it is used', () => {
   const { listing } = makePack([
-    { id: randomBytes(32), kind: 1, encoding: 0, storedBytes: 10, plainBytes: 10 },
-    { id: randomBytes(32), kind: 2, encoding: 1, storedBytes: 10, plainBytes: 20 },
+    { id: randomBytes(32), kind: 1, encoding: 0, encrypted: false, storedBytes: 10, plainBytes: 10 },
+    { id: randomBytes(32), kind: 2, encoding: 1, encrypted: false, storedBytes: 10, plainBytes: 20 },
   ])
   const index = Buffer.concat(encodeIndex(plainSeal, [listing]).parts)
   for (let bit = 0; bit < index.length * 8; bit += 1) {
@@ -119,7 +122,13 @@ test('an index with any bit flipped, or cut anywhere, is refused before anything
 })
 
 test('after damage within a pack the walk finds every other record again', () => {
-  const one = { kind: recordKinds.chunk, encoding: encodings.raw, storedBytes: 1000, plainBytes: 1000 }
+  const one = {
+    kind: recordKinds.chunk,
+    encoding: encodings.raw,
+    encrypted: false,
+    storedBytes: 1000,
+    plainBytes: 1000,
+  }
   const { pack, entries } = makePack(Array.from({ length: 5 }, () => ({ ...one, id: randomBytes(32) })))
   const second = entries[1]?.offset ?? 0
   pack.fill(0x55, second + 3, second + 300)
@@ -149,10 +158,14 @@ test('bytes from anywhere are refused, and do nothing else', () => {
 
 test('a record that says it is larger than any may be is refused though its checksum is right', () => {
   const bytes = Buffer.alloc(recordHeaderBytes)
-  const one = { id: randomBytes(32), kind: recordKinds.chunk, encoding: encodings.zstd }
+  const one = { id: randomBytes(32), kind: recordKinds.chunk, encoding: encodings.zstd, encrypted: false }
   writeRecordHeader(bytes, 0, { ...one, storedBytes: 10, plainBytes: 64 * 1024 * 1024 })
   assert.throws(() => readRecordHeader(bytes), /67108864 bytes/)
   writeRecordHeader(bytes, 0, { ...one, storedBytes: 20, plainBytes: 10 })
+  assert.throws(() => readRecordHeader(bytes), FormatError)
+  writeRecordHeader(bytes, 0, { ...one, encrypted: true, storedBytes: 10 + recordSealBytes + 1, plainBytes: 10 })
+  assert.throws(() => readRecordHeader(bytes), FormatError)
+  writeRecordHeader(bytes, 0, { ...one, encrypted: true, storedBytes: recordSealBytes, plainBytes: 10 })
   assert.throws(() => readRecordHeader(bytes), FormatError)
 })
 

@@ -10,9 +10,11 @@ import type { Seal } from './seal.ts'
 export const formatVersion = 1
 
 /** Required features this program knows. A repository or point that needs another one was written by a newer program. */
-export const knownFeatures: readonly string[] = []
+export const knownFeatures: readonly string[] = ['encryption', 'parts']
 
 export const chunkSizeLimits = { minBytes: 64 * 1024, defaultBytes: 512 * 1024, maxBytes: 4 * 1024 * 1024 }
+/** What an incremental backup stores apart; a chunk is at least one block. */
+export const blockSizeBytes = 64 * 1024
 /** A pack is closed before it grows beyond this. */
 export const packSizeBytes = 16 * 1024 * 1024
 /** No pack of any version is larger. */
@@ -25,6 +27,8 @@ export const indexMaxBytes = 256 * 1024 * 1024
 export const packsPerIndex = 1024
 
 export const recordHeaderBytes = 56
+/** What encryption adds to the stored bytes of a record: a nonce of 12 bytes and a tag of 16. */
+export const recordSealBytes = 28
 export const packHeaderBytes = 40
 export const packFooterBytes = 64
 export const tocEntryBytes = 48
@@ -41,6 +45,11 @@ export const objectKeys = {
   pack: (pointId: string, digest: Uint8Array) => `packs/${pointId}/${asBuffer(digest).toString('hex')}`,
   index: (pointId: string, digest: Uint8Array) => `indexes/${pointId}/${asBuffer(digest).toString('hex')}`,
   draft: (pointId: string) => `drafts/${pointId}.json`,
+  keySlot: (slotId: string) => `keys/${slotId}.json`,
+  condemned: (id: string) => `condemned/${id}.json`,
+  condemnedDrafts: (id: string) => `condemned/${id}.drafts.json`,
+  damaged: (id: string) => `damaged/${id}.json`,
+  verified: (id: string) => `verified/${id}.json`,
 }
 
 /** What a record holds: a chunk of a stream, a segment of a stream's map, a piece of a blob (document or map root). */
@@ -54,9 +63,13 @@ export interface RecordHeader {
   readonly id: Buffer
   readonly kind: RecordKind
   readonly encoding: Encoding
+  readonly encrypted: boolean
   readonly storedBytes: number
   readonly plainBytes: number
 }
+
+/** Bits of a record's flags. */
+const encryptedFlag = 1
 
 /** A line of a pack's table of contents: where the record's header begins. */
 export interface TocEntry extends RecordHeader {
@@ -91,15 +104,24 @@ export function recordBytes(storedBytes: number): number {
 /** Writes the header of a record to `target` at `offset`. */
 export function writeRecordHeader(target: Buffer, offset: number, header: RecordHeader): void {
   target.write(magic.record, offset, 'latin1')
-  target.writeUInt8(header.kind, offset + 4)
-  target.writeUInt8(header.encoding, offset + 5)
-  target.writeUInt16LE(0, offset + 6)
-  target.writeUInt32LE(header.storedBytes, offset + 8)
-  target.writeUInt32LE(header.plainBytes, offset + 12)
-  target.set(header.id, offset + 16)
+  target.set(recordAssociatedData(header), offset + 4)
   target.writeUInt32LE(0, offset + 48)
   target.writeUInt32LE(crc32(target.subarray(offset, offset + 52)), offset + 52)
 }
+
+/** Bytes 4 to 47 of a record's header: all that it says. Encryption binds the stored bytes to them. */
+export function recordAssociatedData(header: RecordHeader): Buffer {
+  const fields = Buffer.alloc(44)
+  fields.writeUInt8(header.kind, 0)
+  fields.writeUInt8(header.encoding, 1)
+  fields.writeUInt16LE(flagsOf(header), 2)
+  fields.writeUInt32LE(header.storedBytes, 4)
+  fields.writeUInt32LE(header.plainBytes, 8)
+  fields.set(header.id, 12)
+  return fields
+}
+
+const flagsOf = ({ encrypted }: RecordHeader): number => (encrypted ? encryptedFlag : 0)
 
 /** Reads the header of a record (`id` is a view of `source`); FormatError when there is none or it is damaged. */
 export function readRecordHeader(source: Buffer, offset = 0): RecordHeader {
@@ -133,14 +155,17 @@ function readRecordFields(source: Buffer, at: FieldOffsets): RecordHeader {
   const encoding = source.readUInt8(at.encoding)
   check(kind >= recordKinds.chunk && kind <= recordKinds.blob, `unknown kind of record ${kind}`)
   check(encoding === encodings.raw || encoding === encodings.zstd, `unknown encoding ${encoding}`)
-  check(source.readUInt16LE(at.flags) === 0, 'unknown record flags')
+  const flags = source.readUInt16LE(at.flags)
+  check((flags & ~encryptedFlag) === 0, 'unknown record flags')
+  const encrypted = (flags & encryptedFlag) !== 0
   const storedBytes = source.readUInt32LE(at.storedBytes)
   const plainBytes = source.readUInt32LE(at.plainBytes)
   check(plainBytes > 0 && plainBytes <= chunkSizeLimits.maxBytes, `a record of ${plainBytes} bytes`)
-  check(storedBytes > 0 && storedBytes <= plainBytes, `${storedBytes} bytes stored for ${plainBytes}`)
-  check(encoding === encodings.zstd || storedBytes === plainBytes, 'a raw record of the wrong length')
+  const innerBytes = storedBytes - (encrypted ? recordSealBytes : 0)
+  check(innerBytes > 0 && innerBytes <= plainBytes, `${storedBytes} bytes stored for ${plainBytes}`)
+  check(encoding === encodings.zstd || innerBytes === plainBytes, 'a raw record of the wrong length')
   const id = source.subarray(at.id, at.id + digestBytes)
-  return { id, kind: kind as RecordKind, encoding, storedBytes, plainBytes }
+  return { id, kind: kind as RecordKind, encoding, encrypted, storedBytes, plainBytes }
 }
 
 export function writePackHeader(target: Buffer, header: PackHeader): void {
@@ -170,26 +195,63 @@ export function encodeTocEntry(entry: TocEntry): Buffer {
   bytes.writeUInt32LE(entry.plainBytes, 40)
   bytes.writeUInt8(entry.kind, 44)
   bytes.writeUInt8(entry.encoding, 45)
+  bytes.writeUInt16LE(flagsOf(entry), 46)
   return bytes
 }
 
 /** The lines of a table of contents; their ids are views of it. FormatError at the first that can not be. */
 export function* tocEntries(toc: Buffer): Generator<TocEntry> {
   check(toc.length % tocEntryBytes === 0, 'the table of contents has the wrong length')
-  for (let at = 0; at < toc.length; at += tocEntryBytes) {
-    const header = readRecordFields(toc, {
-      id: at,
-      storedBytes: at + 36,
-      plainBytes: at + 40,
-      kind: at + 44,
-      encoding: at + 45,
-      flags: at + 46,
-    })
+  for (let at = 0; at < toc.length; at += tocEntryBytes) yield readTocEntry(toc, at)
+}
+
+function readTocEntry(toc: Buffer, at: number): TocEntry {
+  const header = readRecordFields(toc, {
+    id: at,
+    storedBytes: at + 36,
+    plainBytes: at + 40,
+    kind: at + 44,
+    encoding: at + 45,
+    flags: at + 46,
+  })
+  const offset = toc.readUInt32LE(at + 32)
+  check(offset >= packHeaderBytes && offset % alignmentBytes === 0, `a record at ${offset}`)
+  check(offset + recordBytes(header.storedBytes) <= packSizeLimitBytes, `a record at ${offset}`)
+  return { ...header, offset }
+}
+
+/**
+ * Calls `visit` for each line of a table of contents, the bytes `from` to `to`: where in `toc` its id stands, and its figures. For millions of lines:
+ * nothing is left to the collector. FormatError at the first line that can not be.
+ */
+export function visitToc(
+  toc: Buffer,
+  visit: (at: number, offset: number, storedBytes: number, plainBytes: number) => void,
+  from = 0,
+  to = toc.length,
+): void {
+  check((to - from) % tocEntryBytes === 0, 'the table of contents has the wrong length')
+  for (let at = from; at < to; at += tocEntryBytes) {
     const offset = toc.readUInt32LE(at + 32)
-    check(offset >= packHeaderBytes && offset % alignmentBytes === 0, `a record at ${offset}`)
-    check(offset + recordBytes(header.storedBytes) <= packSizeLimitBytes, `a record at ${offset}`)
-    yield { ...header, offset }
+    const storedBytes = toc.readUInt32LE(at + 36)
+    const plainBytes = toc.readUInt32LE(at + 40)
+    if (!isUsualTocLine(toc, at, offset, storedBytes, plainBytes)) readTocEntry(toc, at) // which says what is wrong
+    visit(at, offset, storedBytes, plainBytes)
   }
+}
+
+/** True for nearly all lines that `readTocEntry` accepts, and for none that it refuses. */
+function isUsualTocLine(toc: Buffer, at: number, offset: number, storedBytes: number, plainBytes: number): boolean {
+  const kind = toc[at + 44] ?? 0
+  const encoding = toc[at + 45] ?? 0
+  const flags = toc.readUInt16LE(at + 46)
+  const innerBytes = storedBytes - (flags === encryptedFlag ? recordSealBytes : 0)
+  const usualHeader = kind >= recordKinds.chunk && kind <= recordKinds.blob && flags <= encryptedFlag
+  const usualLength = plainBytes <= chunkSizeLimits.maxBytes && innerBytes > 0 && innerBytes <= plainBytes
+  const usualEncoding = encoding === encodings.zstd || (encoding === encodings.raw && innerBytes === plainBytes)
+  const usualPlace = offset >= packHeaderBytes && offset % alignmentBytes === 0
+  const usual = usualHeader && usualLength && usualEncoding && usualPlace
+  return usual && offset + recordBytes(storedBytes) <= packSizeLimitBytes
 }
 
 /** The footer that follows the records and `toc`; its digest names the pack. */
@@ -208,15 +270,22 @@ export function encodePackFooter(seal: Seal, toc: Buffer, tocOffset: number): { 
 /** The table of contents of a whole pack, proven by its digest; FormatError when the pack does not end as one. */
 export function decodePackEnd(seal: Seal, pack: Buffer): { toc: Buffer; digest: Buffer } {
   check(pack.length >= packHeaderBytes + packFooterBytes, 'the pack is cut off')
-  const footer = pack.subarray(pack.length - packFooterBytes)
+  const footer = readPackFooter(pack.subarray(pack.length - packFooterBytes), pack.length)
+  const toc = pack.subarray(footer.tocOffset, pack.length - packFooterBytes)
+  check(seal.digest('table of contents', [toc]).equals(footer.digest), 'the table of contents is damaged')
+  return { toc, digest: footer.digest }
+}
+
+/** The footer of a pack of `sizeBytes`: where its table of contents, which ends where the footer begins, must stand. */
+export function readPackFooter(footer: Buffer, sizeBytes: number): { tocOffset: number; digest: Buffer } {
+  check(footer.length === packFooterBytes, 'the pack is cut off')
   check(footer.toString('latin1', 56, 64) === magic.end, 'it does not end as a pack')
   check(footer.readUInt32LE(52) === crc32(footer.subarray(0, 52)), 'the pack footer is damaged')
   const tocOffset = footer.readUInt32LE(8)
-  const toc = pack.subarray(tocOffset, pack.length - packFooterBytes)
-  check(toc.length === footer.readUInt32LE(4) * tocEntryBytes, 'the table of contents has the wrong length')
-  const digest = footer.subarray(16, 48)
-  check(seal.digest('table of contents', [toc]).equals(digest), 'the table of contents is damaged')
-  return { toc, digest }
+  const tocBytes = footer.readUInt32LE(4) * tocEntryBytes
+  const fits = tocOffset >= packHeaderBytes && tocOffset + tocBytes + packFooterBytes === sizeBytes
+  check(fits, 'the table of contents has the wrong length')
+  return { tocOffset, digest: footer.subarray(16, 48) }
 }
 
 /**
@@ -263,27 +332,59 @@ function encodeListing(pack: PackListing): Buffer {
 
 /** The packs of an index object, one after the other; FormatError before the first when the object is damaged. */
 export function* decodeIndex(seal: Seal, object: Buffer): Generator<PackListing> {
+  const end = checkIndex(seal, object)
+  for (let offset = indexHeaderBytes; offset < end; offset = nextPack(object, offset, end)) {
+    yield {
+      pointId: pointIdAt(object, offset),
+      digest: Buffer.from(object.subarray(offset + 32, offset + 64)),
+      sizeBytes: object.readUInt32LE(offset + 68),
+      toc: object.subarray(offset + indexPackBytes, nextPack(object, offset, end)),
+    }
+  }
+}
+
+/** As `decodeIndex`, for many packs: where in `object` the digest and the table of contents of each stand. */
+export function visitIndexPacks(
+  seal: Seal,
+  object: Buffer,
+  visit: (pointId: string, digestAt: number, tocAt: number, tocEnd: number) => void,
+): void {
+  const end = checkIndex(seal, object)
+  let pointId = ''
+  let pointAt = 0 // most packs of an index are of one point
+  for (let offset = indexHeaderBytes; offset < end; ) {
+    const next = nextPack(object, offset, end)
+    const isSame = pointAt > 0 && object.compare(object, pointAt, pointAt + 32, offset, offset + 32) === 0
+    if (!isSame) pointId = pointIdAt(object, offset)
+    pointAt = offset
+    visit(pointId, offset + 32, offset + indexPackBytes, next)
+    offset = next
+  }
+}
+
+const pointIdAt = (object: Buffer, offset: number) => object.toString('latin1', offset, offset + 32).replace(/\0+$/, '')
+
+/** Where the pack after the one at `offset` begins. */
+function nextPack(object: Buffer, offset: number, end: number): number {
+  check(offset + indexPackBytes <= end, 'the index is cut off')
+  const next = offset + indexPackBytes + object.readUInt32LE(offset + 64) * tocEntryBytes
+  check(next <= end, 'the index is cut off')
+  return next
+}
+
+/** Where its packs end. */
+function checkIndex(seal: Seal, object: Buffer): number {
   check(object.length >= indexHeaderBytes + digestBytes, 'the index is cut off')
   check(object.toString('latin1', 0, 8) === magic.index, 'it does not begin as an index')
   check(object.readUInt16LE(8) <= formatVersion, 'an index of a newer format')
   check(object.readUInt16LE(10) === 0, 'unknown index flags')
   const end = object.length - digestBytes
   check(seal.digest('index', [object.subarray(0, end)]).equals(object.subarray(end)), 'its digest does not match')
+  let left = object.readUInt32LE(12)
   let offset = indexHeaderBytes
-  for (let left = object.readUInt32LE(12); left > 0; left -= 1) {
-    check(offset + indexPackBytes <= end, 'the index is cut off')
-    const next = offset + indexPackBytes + object.readUInt32LE(offset + 64) * tocEntryBytes
-    check(next <= end, 'the index is cut off')
-    const pack = object.subarray(offset, next)
-    yield {
-      pointId: pack.toString('latin1', 0, 32).replace(/\0+$/, ''),
-      digest: Buffer.from(pack.subarray(32, 64)),
-      sizeBytes: pack.readUInt32LE(68),
-      toc: pack.subarray(indexPackBytes),
-    }
-    offset = next
-  }
+  for (; left > 0; left -= 1) offset = nextPack(object, offset, end)
   check(offset === end, 'the index is longer than it says')
+  return end
 }
 
 function uuidToBytes(uuid: string): Buffer {

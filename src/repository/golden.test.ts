@@ -4,18 +4,19 @@
  */
 import assert from 'node:assert/strict'
 import { execFileSync } from 'node:child_process'
-import { mkdtemp, readdir, readFile, rm } from 'node:fs/promises'
+import { mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { test } from 'node:test'
 import { goldenDisk } from '../../test/golden/repository-1.make.ts'
+import { goldenKeyFile, goldenPassphrase } from '../../test/golden/repository-1-encrypted.make.ts'
 import { decodePackEnd, scanPack, tocEntries } from './format.ts'
-import { openRepository } from './repository.ts'
+import { openRepository, type Repository } from './repository.ts'
 import { plainSeal } from './seal.ts'
 
-async function goldenRepository() {
+async function goldenRepository(name = 'repository-1') {
   const folder = await mkdtemp(path.join(tmpdir(), 'umbra-golden-'))
-  execFileSync('tar', ['-C', folder, '-xzf', path.join(import.meta.dirname, '../../test/golden/repository-1.tar.gz')])
+  execFileSync('tar', ['-C', folder, '-xzf', path.join(import.meta.dirname, `../../test/golden/${name}.tar.gz`)])
   return { folder, [Symbol.asyncDispose]: () => rm(folder, { recursive: true, force: true }) }
 }
 
@@ -24,6 +25,22 @@ const disks = 'vms/7e1b0c9e-1111-4222-8333-444455556666/disks'
 test('a repository of format 1 opens, verifies and restores', async () => {
   await using golden = await goldenRepository()
   await using repository = await openRepository(golden.folder)
+  await holdsGoldenPoints(repository)
+})
+
+test('an encrypted repository of format 1 opens with its passphrase and with its key file, verifies and restores', async () => {
+  await using golden = await goldenRepository('repository-1-encrypted')
+  await assert.rejects(openRepository(golden.folder), { code: 'REPOSITORY_LOCKED' })
+  const keyFile = path.join(golden.folder, 'key')
+  await writeFile(keyFile, goldenKeyFile)
+  const passphrase = async () => goldenPassphrase.normalize('NFD')
+  for (const unlock of [{ passphrase }, { keyFile }]) {
+    await using repository = await openRepository(golden.folder, { unlock })
+    await holdsGoldenPoints(repository)
+  }
+})
+
+async function holdsGoldenPoints(repository: Repository): Promise<void> {
   assert.equal(repository.chunkSizeBytes, 65536)
   const points = await repository.listPoints()
   assert.deepEqual(
@@ -48,7 +65,7 @@ test('a repository of format 1 opens, verifies and restores', async () => {
   const report = await repository.verify()
   assert.deepEqual(report.damage, [])
   assert.equal(report.points.length, 2)
-})
+}
 
 test('every pack of format 1 tells what it holds without any index', async () => {
   await using golden = await goldenRepository()

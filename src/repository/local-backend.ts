@@ -3,13 +3,20 @@
  * A put writes aside in tmp/, syncs, links the name (which fails if it is taken) and syncs the directory:
  * at every moment an object is there whole or not at all.
  */
-import { constants } from 'node:fs'
-import { type FileHandle, link, mkdir, open, opendir, readdir, rename, rm, rmdir, stat } from 'node:fs/promises'
 import path from 'node:path'
 import { invariant } from '../base/failure.ts'
 import { failure } from '../errors.ts'
 import { type Backend, isObjectKey, type ObjectEntry } from './backend.ts'
+import { objectKeys } from './format.ts'
 import { ownProcessMark, parseProcessMark, processMarkText, processState } from './process-mark.ts'
+import {
+  errorCode,
+  makeSyncedFolder,
+  type RepositoryFile,
+  type RepositoryFiles,
+  realFiles,
+  unless,
+} from './repository-files.ts'
 
 /** Files kept open for ranged reads: a reader comes back to the same few packs. */
 const openFileCount = 16
@@ -18,18 +25,23 @@ const openFileCount = 16
 export const asideFolder = 'tmp'
 
 /** Opens the backend in `directory`, which must exist. Disposal closes the files it keeps open. */
-export function openLocalBackend(directory: string): Backend {
-  return new LocalBackend(path.resolve(directory))
+export function openLocalBackend(directory: string, files: RepositoryFiles = realFiles): Backend {
+  return new LocalBackend(path.resolve(directory), files)
 }
 
 class LocalBackend implements Backend {
   readonly location: string
+  readonly #files: RepositoryFiles
   readonly #knownFolders = new Set<string>()
   readonly #openFiles = new Map<string, OpenFile>()
+  /** Folders of the indexes of others that were read, and may not be durable yet. */
+  readonly #indexesOfOthers = new Set<string>()
+  #hasListedPoints = false
   #asideCount = 0
 
-  constructor(location: string) {
+  constructor(location: string, files: RepositoryFiles) {
     this.location = location
+    this.#files = files
   }
 
   async put(key: string, parts: readonly Uint8Array[]): Promise<'stored' | 'exists'> {
@@ -38,13 +50,14 @@ class LocalBackend implements Backend {
     try {
       const aside = await this.#asidePath()
       try {
-        await writeSynced(aside, parts)
+        await this.#writeSynced(aside, parts)
         await this.#ensureFolder(path.dirname(target))
-        const outcome = await linkIfAbsent(aside, target).catch((error) => this.#linkAgain(aside, target, error))
-        if (outcome === 'stored') await syncFolder(path.dirname(target)).catch((error) => withdraw(target, error))
+        if (key.startsWith('points/')) await this.#syncIndexesOfOthers()
+        const outcome = await this.#linkIfAbsent(aside, target).catch((error) => this.#linkAgain(aside, target, error))
+        if (outcome === 'stored') await this.#syncName(key, target)
         return outcome
       } finally {
-        await rm(aside, { force: true })
+        await this.#files.remove(aside).catch(() => undefined) // renamed, or left to a sweep: the object is there or not
       }
     } catch (error) {
       throw storageFailure(error, target, sizeBytes)
@@ -56,28 +69,83 @@ class LocalBackend implements Backend {
     if (errorCode(error) !== 'ENOENT') throw error
     this.#knownFolders.clear()
     await this.#ensureFolder(path.dirname(target))
-    return linkIfAbsent(aside, target)
+    return this.#linkIfAbsent(aside, target)
+  }
+
+  async #linkIfAbsent(aside: string, target: string): Promise<'stored' | 'exists'> {
+    try {
+      await this.#files.link(aside, target)
+      return 'stored'
+    } catch (error) {
+      const code = errorCode(error)
+      if (code === 'EEXIST') return 'exists'
+      if (code !== 'EPERM' && code !== 'ENOTSUP' && code !== 'EOPNOTSUPP' && code !== 'ENOSYS') throw error
+    }
+    // A file system without hard links. Two that race here replace each other's object, which is harmless: the names of
+    // packs and indexes are their contents' digests, and a recovery point's name belongs to one draft.
+    const taken = await unless(['ENOENT'], this.#files.stat(target))
+    if (taken !== undefined) return 'exists'
+    await this.#files.rename(aside, target)
+    return 'stored'
+  }
+
+  /**
+   * A name that may not be durable is taken back: what was reported as failed must not appear later. But an index stays:
+   * another draft may have found its chunks there already, and whoever discards this one leaves the packs of an index.
+   */
+  async #syncName(key: string, target: string): Promise<void> {
+    try {
+      await this.#files.syncFolder(path.dirname(target))
+    } catch (error) {
+      if (!key.startsWith('indexes/')) await this.#files.remove(target).catch(() => undefined) // the first error tells more
+      throw error
+    }
+  }
+
+  /**
+   * A manifest may need chunks of an index that its writer, killed meanwhile or not that far yet, has named and not synced:
+   * that index is made durable before the manifest is. Whose marker is gone has done so (`delete`).
+   */
+  async #syncIndexesOfOthers(): Promise<void> {
+    for (const folder of this.#indexesOfOthers) {
+      const marker = this.#path(objectKeys.draft(path.basename(folder)))
+      const isBeingWritten = (await unless(['ENOENT'], this.#files.stat(marker))) !== undefined
+      if (isBeingWritten) await unless(['ENOENT'], this.#files.syncFolder(folder))
+      this.#indexesOfOthers.delete(folder)
+    }
+  }
+
+  async #writeSynced(name: string, parts: readonly Uint8Array[]): Promise<void> {
+    const file = await this.#files.create(name)
+    try {
+      for (const part of parts) await writeFully(file, part, name)
+      await file.sync()
+    } finally {
+      await file.close()
+    }
   }
 
   async get(key: string, maxBytes: number): Promise<Buffer> {
-    return this.#withFile(key, async (handle) => {
-      const { size } = await handle.stat()
+    // Never a file that is kept open: another process may have deleted the object since, and put it again.
+    const own = { opening: this.#files.openToRead(this.#path(key)), readers: 0 }
+    return this.#withFile(key, own, async (file) => {
+      const size = await file.sizeBytes()
       if (size > maxBytes) {
         const reason = `it has ${size} bytes, at most ${maxBytes} are possible`
         throw failure('REPOSITORY_DAMAGED', { path: this.#path(key), reason })
       }
       const object = Buffer.allocUnsafeSlow(size)
-      return object.subarray(0, await readFully(handle, 0, object))
+      return object.subarray(0, await readFully(file, 0, object))
     })
   }
 
   async read(key: string, offset: number, target: Uint8Array): Promise<number> {
-    return this.#withFile(key, (handle) => readFully(handle, offset, target))
+    return this.#withFile(key, this.#openFile(key), (file) => readFully(file, offset, target))
   }
 
-  async #withFile<T>(key: string, use: (handle: FileHandle) => Promise<T>): Promise<T> {
-    const file = this.#openFile(key)
+  async #withFile<T>(key: string, file: OpenFile, use: (file: RepositoryFile) => Promise<T>): Promise<T> {
     file.readers += 1
+    if (key.startsWith('indexes/')) this.#indexesOfOthers.add(path.dirname(this.#path(key)))
     try {
       return await use(await file.opening)
     } catch (error) {
@@ -93,22 +161,20 @@ class LocalBackend implements Backend {
 
   async *list(prefix: string): AsyncIterable<ObjectEntry> {
     invariant(prefix === '' || (prefix.endsWith('/') && isObjectKey(prefix.slice(0, -1))), `no prefix: ${prefix}`)
+    if (prefix === 'points/') this.#hasListedPoints = true
     yield* this.#listFolder(prefix)
   }
 
   async *#listFolder(prefix: string): AsyncIterable<ObjectEntry> {
     const folder = path.join(this.location, prefix)
     try {
-      for await (const entry of await opendir(folder)) {
-        const key = prefix + entry.name
+      for await (const { name, kind } of this.#files.entries(folder)) {
+        const key = prefix + name
         if (key === asideFolder || !isObjectKey(key)) continue
-        if (entry.isDirectory()) yield* this.#listFolder(`${key}/`)
-        else if (entry.isFile()) {
-          const sizeBytes = await stat(path.join(folder, entry.name)).then(
-            (found) => found.size,
-            () => undefined, // deleted meanwhile
-          )
-          if (sizeBytes !== undefined) yield { key, sizeBytes }
+        if (kind === 'folder') yield* this.#listFolder(`${key}/`)
+        else if (kind === 'file') {
+          const found = await unless(['ENOENT'], this.#files.stat(path.join(folder, name)))
+          if (found !== undefined) yield { key, sizeBytes: found.sizeBytes } // else deleted meanwhile
         }
       }
     } catch (error) {
@@ -120,27 +186,48 @@ class LocalBackend implements Backend {
     const target = this.#path(key)
     this.#forget(key)
     try {
-      await rm(target, { force: true })
-      await syncFolder(path.dirname(target))
-      await this.#removeIfEmpty(path.dirname(target))
+      await this.#syncBeforeDeletion(key)
+      await unless(['ENOENT', 'ENOTDIR'], this.#files.remove(target))
+      await unless(['ENOENT', 'ENOTDIR'], this.#files.syncFolder(path.dirname(target)))
     } catch (error) {
-      if (errorCode(error) !== 'ENOENT') throw storageFailure(error, target, 0)
+      throw storageFailure(error, target, 0)
+    }
+    await this.#removeIfEmpty(path.dirname(target))
+  }
+
+  /**
+   * What was seen and is relied upon must not come undone by a power cut: a point whose deletion was not synced would be
+   * back without its packs, and an index of a draft whose marker is gone is believed to be durable.
+   */
+  async #syncBeforeDeletion(key: string): Promise<void> {
+    const [prefix, name = ''] = key.split('/')
+    if (prefix === 'drafts') {
+      const indexes = path.join(this.location, 'indexes', path.basename(name, '.json'))
+      await unless(['ENOENT', 'ENOTDIR'], this.#files.syncFolder(indexes))
+    }
+    if ((prefix === 'packs' || prefix === 'indexes') && this.#hasListedPoints) {
+      await unless(['ENOENT'], this.#files.syncFolder(path.join(this.location, 'points')))
+      this.#hasListedPoints = false
     }
   }
 
+  /** The folders of the first level stay: somebody may be about to put the next object into them. */
   async #removeIfEmpty(folder: string): Promise<void> {
-    if (folder === this.location) return
+    if (folder === this.location || path.dirname(folder) === this.location) return
     this.#knownFolders.delete(folder)
-    await rmdir(folder).catch(() => undefined) // it is not empty
+    await this.#files.removeFolder(folder).catch(() => undefined) // it is not empty, or stays as an empty one
   }
 
   async sweep(): Promise<void> {
     const folder = path.join(this.location, asideFolder)
-    const names = await readdir(folder).catch(() => [])
-    for (const name of names) {
-      const mark = parseProcessMark(name)
-      if (mark !== undefined && (await processState(mark)) === 'dead')
-        await rm(path.join(folder, name), { force: true })
+    try {
+      for await (const { name } of this.#files.entries(folder)) {
+        const mark = parseProcessMark(name)
+        if (mark === undefined || (await processState(mark)) !== 'dead') continue
+        await this.#files.remove(path.join(folder, name)).catch(() => undefined) // gone, or left to the next sweep
+      }
+    } catch (error) {
+      if (errorCode(error) !== 'ENOENT') throw storageFailure(error, folder, 0)
     }
   }
 
@@ -162,20 +249,16 @@ class LocalBackend implements Backend {
     return path.join(folder, `${processMarkText(await ownProcessMark())}-${this.#asideCount}-${randomSuffix()}`)
   }
 
+  /** Each folder is durable before anything is put into it; looked after once by each process. */
   async #ensureFolder(folder: string): Promise<void> {
-    if (this.#knownFolders.has(folder)) return
-    const first = await mkdir(folder, { recursive: true, mode: 0o750 })
-    // A new folder is durable when its parent is synced, from the outermost new one inwards.
-    for (let made = first; made?.startsWith(this.location); ) {
-      await syncFolder(path.dirname(made))
-      const rest = path.relative(made, folder)
-      made = rest === '' ? undefined : path.join(made, rest.split(path.sep)[0] ?? '')
-    }
+    if (folder === this.location || this.#knownFolders.has(folder)) return
+    await this.#ensureFolder(path.dirname(folder))
+    await makeSyncedFolder(folder, this.#files)
     this.#knownFolders.add(folder)
   }
 
   #openFile(key: string): OpenFile {
-    const file = this.#openFiles.get(key) ?? { opening: open(this.#path(key), constants.O_RDONLY), readers: 0 }
+    const file = this.#openFiles.get(key) ?? { opening: this.#files.openToRead(this.#path(key)), readers: 0 }
     this.#openFiles.delete(key)
     this.#openFiles.set(key, file)
     file.opening.catch(() => this.#isKept(key, file) && this.#openFiles.delete(key))
@@ -196,90 +279,41 @@ class LocalBackend implements Backend {
     const file = this.#openFiles.get(key)
     if (file === undefined) return
     this.#openFiles.delete(key)
-    closeIfIdle(file).catch(() => undefined) // it was only read
+    void closeIfIdle(file)
   }
 }
 
 /** A file with several readers; whoever finds it out of the cache and without readers closes it. */
 interface OpenFile {
-  readonly opening: Promise<FileHandle>
+  readonly opening: Promise<RepositoryFile>
   readers: number
 }
 
 async function closeIfIdle(file: OpenFile): Promise<void> {
   if (file.readers > 0) return
-  const handle = await file.opening.catch(() => undefined)
-  await handle?.close()
+  const opened = await file.opening.catch(() => undefined) // whoever reads is told
+  await opened?.close().catch(() => undefined) // it was only read
 }
 
-async function readFully(handle: FileHandle, offset: number, target: Uint8Array): Promise<number> {
+async function readFully(file: RepositoryFile, offset: number, target: Uint8Array): Promise<number> {
   let filled = 0
   while (filled < target.length) {
-    const { bytesRead } = await handle.read(target, filled, target.length - filled, offset + filled)
-    if (bytesRead === 0) break
-    filled += bytesRead
+    const count = await file.read(target, filled, offset + filled)
+    if (count === 0) break
+    filled += count
   }
   return filled
 }
 
-async function writeSynced(file: string, parts: readonly Uint8Array[]): Promise<void> {
-  const handle = await open(file, 'wx', 0o640)
-  try {
-    for (const part of parts) await writeFully(handle, part)
-    await handle.sync()
-  } finally {
-    await handle.close()
-  }
-}
-
-async function writeFully(handle: FileHandle, data: Uint8Array): Promise<void> {
+async function writeFully(file: RepositoryFile, data: Uint8Array, name: string): Promise<void> {
   for (let done = 0; done < data.length; ) {
-    const { bytesWritten } = await handle.write(data, done, data.length - done)
-    done += bytesWritten
-  }
-}
-
-async function linkIfAbsent(aside: string, target: string): Promise<'stored' | 'exists'> {
-  try {
-    await link(aside, target)
-    return 'stored'
-  } catch (error) {
-    const code = errorCode(error)
-    if (code === 'EEXIST') return 'exists'
-    if (code !== 'EPERM' && code !== 'ENOTSUP' && code !== 'EOPNOTSUPP' && code !== 'ENOSYS') throw error
-  }
-  // A file system without hard links. Two that race here replace each other's object, which is harmless: the names of
-  // packs and indexes are their contents' digests, and a recovery point's name belongs to one draft.
-  const taken = await stat(target).then(
-    () => true,
-    () => false,
-  )
-  if (taken) return 'exists'
-  await rename(aside, target)
-  return 'stored'
-}
-
-/** A name that may not be durable is taken back: what was reported as failed must not appear later. */
-async function withdraw(target: string, error: unknown): Promise<never> {
-  await rm(target, { force: true })
-  throw error
-}
-
-async function syncFolder(folder: string): Promise<void> {
-  const handle = await open(folder, constants.O_RDONLY | constants.O_DIRECTORY)
-  try {
-    await handle.sync()
-  } finally {
-    await handle.close()
+    const count = await file.write(data.subarray(done))
+    if (count === 0) throw failure('REPOSITORY_IO', { path: name, reason: 'it takes no more bytes' })
+    done += count
   }
 }
 
 const randomSuffix = () => Math.floor(Math.random() * 0x1_0000_0000).toString(36)
-
-/** The system's name for what went wrong (ENOSPC), if it was the system. */
-export function errorCode(error: unknown): string | undefined {
-  return error instanceof Error && 'code' in error && typeof error.code === 'string' ? error.code : undefined
-}
 
 function storageFailure(error: unknown, file: string, sizeBytes: number): unknown {
   const code = errorCode(error)

@@ -3,6 +3,7 @@
  * backend while the next one fills. Two packs in memory, never more. See docs/repository-format.md, "Packs".
  */
 import type { Backend } from './backend.ts'
+import { asBuffer } from './blake3.ts'
 import {
   encodePackFooter,
   encodeTocEntry,
@@ -76,7 +77,8 @@ export class PackWriter {
     const pack = await this.#packWithRoom(recordBytes(header.storedBytes))
     const offset = pack.usedBytes
     writeRecordHeader(pack.buffer, offset, header)
-    pack.buffer.set(payload, offset + recordHeaderBytes)
+    // Not set, which is slow for what lies unaligned in shared memory, as encrypted records do.
+    asBuffer(payload).copy(pack.buffer, offset + recordHeaderBytes, 0, payload.length)
     pack.usedBytes = offset + recordBytes(header.storedBytes)
     pack.buffer.fill(0, offset + recordHeaderBytes + header.storedBytes, pack.usedBytes)
     pack.toc.push(encodeTocEntry({ ...header, offset }))

@@ -6,23 +6,22 @@
 import type { JsonObject } from '../base/cleanup.ts'
 import { invariant } from '../base/failure.ts'
 import { openSlots, type Slots } from '../base/slots.ts'
-import { failure } from '../errors.ts'
 import type { Backend } from './backend.ts'
 import { asBuffer } from './blake3.ts'
 import type { ChunkStore } from './chunk-store.ts'
 import { ChunkTable } from './chunk-table.ts'
 import type { SharedBuffer } from './codec-threads.ts'
-import { chunkCountOf, StreamMapBuilder } from './disk-index.ts'
+import { refuseGivenUp } from './draft-mark.ts'
 import {
   encodeIndex,
   objectKeys,
   type PackListing,
-  packsPerIndex,
   type RecordKind,
   recordBytes,
   recordHeaderBytes,
   recordKinds,
 } from './format.ts'
+import { indexGroups } from './index-writer.ts'
 import { PackWriter } from './pack-writer.ts'
 import {
   type Blob,
@@ -31,31 +30,24 @@ import {
   type Manifest,
   type ManifestDocument,
   type ManifestStream,
+  partsFeature,
   type RecoveryPoint,
-  type StreamSummary,
 } from './recovery-point.ts'
+import { chunkCountOf } from './stream-map-root.ts'
+import { openStreamWriter, type StreamBase, type StreamWriter } from './stream-writer.ts'
 
 /** Disposal discards the draft unless it was committed. */
 export interface PointDraft extends AsyncDisposable {
   readonly id: string
-  /** Several streams may be open at once; dispose each. The name is new in this draft, 1 to 1024 characters. */
-  openStream(name: string, sizeBytes: number): Promise<StreamWriter>
+  /**
+   * Several streams may be open at once; dispose each. The name is new in this draft, 1 to 1024 characters. With a base, what
+   * is not written is as there: RECOVERY_POINT_NOT_FOUND, RECOVERY_POINT_DAMAGED, RECOVERY_POINT_PART_NOT_FOUND.
+   */
+  openStream(name: string, sizeBytes: number, base?: StreamBase): Promise<StreamWriter>
   /** A small document, at most 64 MiB; the name is new in this draft. */
   putDocument(name: string, content: Uint8Array): Promise<void>
   /** Every stream must be finished or disposed; those disposed unfinished are not part of the point. */
   commit(content: JsonObject): Promise<RecoveryPoint>
-}
-
-/** Disposal before `finish` leaves the stream out of the point. */
-export interface StreamWriter extends AsyncDisposable {
-  /**
-   * One whole chunk (shorter only at the end of the stream), in any order, several calls at once. The buffer belongs to
-   * the writer until the promise resolves (accepted; slow when the repository is: that is the backpressure).
-   * Chunks never written are zeros. An error of any chunk before is thrown by the next call.
-   */
-  writeChunk(chunkNumber: number, data: Uint8Array): Promise<void>
-  /** No call of writeChunk may be under way. */
-  finish(): Promise<StreamSummary>
 }
 
 export interface DraftContext {
@@ -65,6 +57,8 @@ export interface DraftContext {
   readonly chunkSizeBytes: number
   readonly compressionLevel: number
   readonly now: () => Date
+  /** Finds the stream a base means, as it stands in the repository now. */
+  readonly findStream: (base: StreamBase) => Promise<ManifestStream>
   /** Makes the point from what has become its manifest. */
   readonly openPoint: (manifest: Manifest) => RecoveryPoint
   /** Removes the objects of the draft `id`; called once, when it is over. */
@@ -88,6 +82,7 @@ export class OpenDraft implements PointDraft {
   readonly #streams: ManifestStream[] = []
   readonly #documents: ManifestDocument[] = []
   readonly #names = new Set<string>()
+  readonly #features = new Set<string>()
   #failed: { error: unknown } | undefined
   #committing: Promise<RecoveryPoint> | undefined
   #state: 'open' | 'committed' | 'over' = 'open'
@@ -101,11 +96,12 @@ export class OpenDraft implements PointDraft {
     this.#slots = openSlots(context.store.threads.jobsAtOnce)
   }
 
-  async openStream(name: string, sizeBytes: number): Promise<StreamWriter> {
+  async openStream(name: string, sizeBytes: number, base?: StreamBase): Promise<StreamWriter> {
     invariant(Number.isSafeInteger(sizeBytes) && sizeBytes >= 0, `a stream of ${sizeBytes} bytes`)
     invariant(chunkCountOf(sizeBytes, this.context.chunkSizeBytes) < 2 ** 32, `a stream of ${sizeBytes} bytes`)
+    const found = base === undefined ? undefined : await this.context.findStream(base)
     this.#claimName('stream', name)
-    return new OpenStream(this, name, sizeBytes)
+    return openStreamWriter(this, { name, sizeBytes, base: found })
   }
 
   async putDocument(name: string, content: Uint8Array): Promise<void> {
@@ -124,7 +120,9 @@ export class OpenDraft implements PointDraft {
   async #commit(content: JsonObject): Promise<RecoveryPoint> {
     invariant(this.#state === 'open', 'the draft is over')
     await this.#drain()
-    await this.#publish(await this.#packs.finish())
+    const packs = await this.#packs.finish()
+    await this.#refuseGivenUp()
+    await this.#publish(packs)
     const manifest: Manifest = {
       id: this.id,
       repositoryId: this.context.repositoryId,
@@ -133,19 +131,28 @@ export class OpenDraft implements PointDraft {
       streams: this.#streams,
       documents: this.#documents,
     }
+    await this.#refuseGivenUp()
     const outcome = await this.context.backend.put(objectKeys.point(this.id), [
-      encodeManifest(this.context.store.seal, manifest),
+      encodeManifest(this.context.store.seal, manifest, [...this.#features]),
     ])
     invariant(outcome === 'stored', 'two drafts with one id')
+    await this.#refuseGivenUp().catch(async (error: unknown) => {
+      await this.context.backend.delete(objectKeys.point(this.id)) // what it needs may be gone
+      throw error
+    })
     this.#state = 'committed'
     // The point exists (law 6). A marker that can not be removed is none of its business: it names no living writer.
     await this.context.committed(this.id).catch(() => undefined)
     return this.context.openPoint(manifest)
   }
 
+  /** Nobody protects what a draft without a marker builds upon. */
+  #refuseGivenUp(): Promise<void> {
+    return refuseGivenUp(this.context.backend, this.id)
+  }
+
   async #publish(packs: readonly PackListing[]): Promise<void> {
-    for (let first = 0; first < packs.length; first += packsPerIndex) {
-      const some = packs.slice(first, first + packsPerIndex)
+    for (const some of indexGroups(packs)) {
       const { parts, digest } = encodeIndex(this.context.store.seal, some)
       const key = objectKeys.index(this.id, digest)
       await this.context.backend.put(key, parts)
@@ -154,8 +161,9 @@ export class OpenDraft implements PointDraft {
   }
 
   /** Adds a finished stream to the point. */
-  addStream(stream: ManifestStream): void {
+  addStream(stream: ManifestStream, hasParts: boolean): void {
     this.#streams.push(stream)
+    if (hasParts) this.#features.add(partsFeature)
   }
 
   /**
@@ -165,7 +173,7 @@ export class OpenDraft implements PointDraft {
   async store(kind: RecordKind, plain: Buffer, onStored?: (storedBytes: number) => void): Promise<Stored> {
     this.#throwIfOver()
     const id = this.context.store.seal.idOf(plain)
-    if (this.context.store.has(id) || this.#own.find(id) !== -1) return { id, isNew: false }
+    if (this.context.store.usable(id) || this.#own.find(id) !== -1) return { id, isNew: false }
     this.#own.insert(id) // before waiting, so that the same chunk coming at the same time is stored once
     await this.#slots.take()
     const { threads } = this.context.store
@@ -193,10 +201,11 @@ export class OpenDraft implements PointDraft {
   ): Promise<void> {
     if (this.#failed !== undefined || this.#state !== 'open') return
     const { store, compressionLevel } = this.context
-    const { encoding, storedBytes } = await store.threads.encode(buffer, plainBytes, compressionLevel)
-    const payload = buffer.subarray(0, storedBytes)
-    await this.#packs.append({ id, kind, encoding, storedBytes, plainBytes }, payload)
-    onStored?.(recordHeaderBytes + storedBytes)
+    const record = { id: Uint8Array.from(id), kind, plainBytes, level: compressionLevel }
+    const { storedAt, ...form } = await store.threads.encode(buffer, record)
+    const payload = buffer.subarray(storedAt, storedAt + form.storedBytes)
+    await this.#packs.append({ id, kind, plainBytes, ...form }, payload)
+    onStored?.(recordHeaderBytes + form.storedBytes)
   }
 
   async storeBlob(bytes: Buffer): Promise<Blob> {
@@ -239,76 +248,4 @@ export class OpenDraft implements PointDraft {
     await this.#packs.settle().catch(() => undefined) // what failed was thrown before, or does not matter any more
     await this.context.discard(this.id)
   }
-}
-
-class OpenStream implements StreamWriter {
-  readonly #draft: OpenDraft
-  readonly #name: string
-  readonly #sizeBytes: number
-  readonly #map: StreamMapBuilder
-  readonly #zeros: Buffer
-  #readBytes = 0
-  #storedBytes = 0
-  #newChunks = 0
-  #open = true
-
-  constructor(draft: OpenDraft, name: string, sizeBytes: number) {
-    this.#draft = draft
-    this.#name = name
-    this.#sizeBytes = sizeBytes
-    this.#map = new StreamMapBuilder(sizeBytes, draft.context.chunkSizeBytes)
-    this.#zeros = Buffer.alloc(Math.min(draft.context.chunkSizeBytes, sizeBytes))
-  }
-
-  async writeChunk(chunkNumber: number, data: Uint8Array): Promise<void> {
-    invariant(this.#open, `stream ${this.#name} is over`)
-    const { chunkSizeBytes } = this.#draft.context
-    const rest = this.#sizeBytes - chunkNumber * chunkSizeBytes
-    invariant(
-      Number.isInteger(chunkNumber) && chunkNumber >= 0 && rest > 0 && data.length === Math.min(chunkSizeBytes, rest),
-      `${data.length} bytes are not chunk ${chunkNumber} of ${this.#sizeBytes} bytes`,
-    )
-    this.#readBytes += data.length
-    const plain = asBuffer(data)
-    if (plain.equals(this.#zeros.subarray(0, plain.length))) {
-      this.#map.set(chunkNumber, undefined)
-      return
-    }
-    const { id, isNew } = await this.#draft.store(recordKinds.chunk, plain, (storedBytes) => {
-      this.#storedBytes += storedBytes
-    })
-    if (isNew) this.#newChunks += 1
-    this.#map.set(chunkNumber, id)
-  }
-
-  async finish(): Promise<StreamSummary> {
-    invariant(this.#open, `stream ${this.#name} is over`)
-    this.#open = false
-    const draft = this.#draft
-    const { root, chunks } = await this.#map.finish(
-      async (segment) => (await draft.store(recordKinds.segment, segment)).id,
-    )
-    const map = await draft.storeBlob(root)
-    await draft.settled()
-    const summary = {
-      name: this.#name,
-      sizeBytes: this.#sizeBytes,
-      readBytes: this.#readBytes,
-      storedBytes: this.#storedBytes,
-      newChunks: this.#newChunks,
-      knownChunks: Math.max(0, chunks - this.#newChunks),
-      zeroChunks: chunkCountOf(this.#sizeBytes, draft.context.chunkSizeBytes) - chunks,
-    }
-    draft.addStream({ ...summary, map })
-    return summary
-  }
-
-  async [Symbol.asyncDispose](): Promise<void> {
-    this.#open = false
-  }
-}
-
-/** Told to an operator who asks for a part that is not there. */
-export function partNotFound(point: string, kind: string, name: string, names: readonly string[]): unknown {
-  return failure('RECOVERY_POINT_PART_NOT_FOUND', { point, kind, name, names: [...names] })
 }

@@ -6,6 +6,7 @@ import { randomInt } from 'node:crypto'
 import * as z from 'zod'
 import type { JsonObject } from '../base/cleanup.ts'
 import type { BlockSource } from '../disk/block-device.ts'
+import { failure } from '../errors.ts'
 import { check, objectKeys } from './format.ts'
 import type { Seal } from './seal.ts'
 import { sealJson, unsealJson } from './sealed-json.ts'
@@ -101,8 +102,12 @@ const manifestShape = z.object({
 
 const kind = 'recovery point'
 
-export function encodeManifest(seal: Seal, manifest: Manifest): Buffer {
-  return sealJson(seal, kind, objectKeys.point(manifest.id), manifest)
+/** In the header of a manifest when the map of one of its streams has places of parts. */
+export const partsFeature = 'parts'
+
+/** `features`: what a reader must know to restore the point. */
+export function encodeManifest(seal: Seal, manifest: Manifest, features: readonly string[] = []): Buffer {
+  return sealJson(seal, kind, objectKeys.point(manifest.id), manifest, features)
 }
 
 /** The manifest of the point `id`; FormatError when it is not one or not this one's. */
@@ -115,6 +120,19 @@ export function decodeManifest(seal: Seal, id: string, repositoryId: string, byt
     check(new Set(names.map((part) => part.name)).size === names.length, 'a name stands in it twice')
   }
   return manifest
+}
+
+/** The stream or document `name` of the point `pointId`; RECOVERY_POINT_PART_NOT_FOUND. */
+export function findPart<Part extends { readonly name: string }>(
+  pointId: string,
+  part: 'stream' | 'document',
+  parts: readonly Part[],
+  name: string,
+): Part {
+  const found = parts.find((one) => one.name === name)
+  if (found !== undefined) return found
+  const names = parts.map((one) => one.name)
+  throw failure('RECOVERY_POINT_PART_NOT_FOUND', { point: pointId, kind: part, name, names })
 }
 
 const suffixLetters = 'abcdefghjkmnpqrstuvwxyz23456789'

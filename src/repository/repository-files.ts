@@ -4,6 +4,7 @@
  */
 import { constants } from 'node:fs'
 import { type FileHandle, link, mkdir, open, opendir, rename, rmdir, stat, unlink } from 'node:fs/promises'
+import path from 'node:path'
 
 /** An open file; whoever opened it closes it. */
 export interface RepositoryFile {
@@ -74,8 +75,7 @@ export const realFiles: RepositoryFiles = {
 
 function openFile(handle: FileHandle): RepositoryFile {
   return {
-    read: async (target, at, position) =>
-      (await handle.read(target, at, target.length - at, position)).bytesRead,
+    read: async (target, at, position) => (await handle.read(target, at, target.length - at, position)).bytesRead,
     write: async (data) => (await handle.write(data)).bytesWritten,
     sizeBytes: async () => (await handle.stat()).size,
     sync: () => handle.sync(),
@@ -97,10 +97,26 @@ export function unless<T>(codes: readonly string[], promise: Promise<T>): Promis
 }
 
 /**
- * Makes `folder` and the parents it misses. A folder is on stable storage before anything is put into it: the parent is
- * synced even when the folder was there, for whoever made it may have been killed before it came to that.
+ * Makes `folder`, whose parent exists, unless it is there. Its name is on stable storage when it resolves, also when it
+ * was there: whoever made it may have been killed before it came to that.
  */
-export async function makeSyncedFolder(folder: string, parent: string, files: RepositoryFiles): Promise<void> {
+export async function makeSyncedFolder(folder: string, files: RepositoryFiles): Promise<void> {
   await unless(['EEXIST'], files.makeFolder(folder))
-  await files.syncFolder(parent)
+  await files.syncFolder(path.dirname(folder))
+}
+
+/** As `makeSyncedFolder`, with all parents it misses. Parents of others, which may not be synced here, are believed. */
+export async function makeSyncedPath(folder: string, files: RepositoryFiles): Promise<void> {
+  const parent = path.dirname(folder)
+  if (parent === folder) return
+  await makeSyncedPath(parent, files)
+  const isNew = await files.makeFolder(folder).then(
+    () => true,
+    (error: unknown) => {
+      if (errorCode(error) !== 'EEXIST') throw error
+      return false
+    },
+  )
+  const mayFail = isNew ? [] : ['EACCES', 'EPERM', 'EINVAL', 'EROFS', 'ENOTSUP']
+  await unless(mayFail, files.syncFolder(parent))
 }

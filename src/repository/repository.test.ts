@@ -50,7 +50,7 @@ async function filesUnder(folder: string): Promise<string[]> {
 
 test('what was written comes back, with its documents and its content', async () => {
   await using place = await temporaryFolder()
-  await using repository = await createRepository(place.folder, { chunkSizeBytes })
+  await using repository = await createRepository(place.folder, { chunkSizeBytes, encryption: 'none' })
   const name = 'vms/7e1b0c9e-0000-4000-8000-000000000001/disks/sda'
   const data = Buffer.concat([randomBytes(150_000), Buffer.alloc(300_000), Buffer.alloc(99_999, 'text ')])
   await using draft = await repository.beginPoint()
@@ -80,7 +80,7 @@ test('what was written comes back, with its documents and its content', async ()
 
 test('extents tell data from zeros without reading, merged', async () => {
   await using place = await temporaryFolder()
-  await using repository = await createRepository(place.folder, { chunkSizeBytes })
+  await using repository = await createRepository(place.folder, { chunkSizeBytes, encryption: 'none' })
   await using draft = await repository.beginPoint()
   const chunkCount = 5 * 4096 + 3 // six segments of the map, most of them zeros
   await using stream = await draft.openStream('disk', chunkCount * chunkSizeBytes - 7)
@@ -102,7 +102,7 @@ test('extents tell data from zeros without reading, merged', async () => {
 
 test('any read of any stream answers what was written', async () => {
   await using place = await temporaryFolder()
-  await using repository = await createRepository(place.folder, { chunkSizeBytes })
+  await using repository = await createRepository(place.folder, { chunkSizeBytes, encryption: 'none' })
   const data = randomBytes(6 * chunkSizeBytes + 4321)
   data.fill(0, chunkSizeBytes, 2 * chunkSizeBytes)
   data.fill('a', 3 * chunkSizeBytes, 4 * chunkSizeBytes)
@@ -125,7 +125,7 @@ test('any read of any stream answers what was written', async () => {
 
 test('chunks that are there are not stored again, by the same repository or another process', async () => {
   await using place = await temporaryFolder()
-  await using repository = await createRepository(place.folder, { chunkSizeBytes })
+  await using repository = await createRepository(place.folder, { chunkSizeBytes, encryption: 'none' })
   const data = randomBytes(4 * chunkSizeBytes)
   await writeStream(repository, 'disk', data)
   const changed = Buffer.from(data)
@@ -142,7 +142,7 @@ test('chunks that are there are not stored again, by the same repository or anot
 
 test('two drafts at once do not rely on each other: one is discarded, the other restores', async () => {
   await using place = await temporaryFolder()
-  await using repository = await createRepository(place.folder, { chunkSizeBytes })
+  await using repository = await createRepository(place.folder, { chunkSizeBytes, encryption: 'none' })
   const data = randomBytes(3 * chunkSizeBytes)
   let kept: RecoveryPoint
   {
@@ -163,7 +163,7 @@ test('two drafts at once do not rely on each other: one is discarded, the other 
 
 test('a draft that is disposed leaves nothing but its repository', async () => {
   await using place = await temporaryFolder()
-  await using repository = await createRepository(place.folder, { chunkSizeBytes })
+  await using repository = await createRepository(place.folder, { chunkSizeBytes, encryption: 'none' })
   {
     await using draft = await repository.beginPoint()
     await using stream = await draft.openStream('disk', 400 * chunkSizeBytes)
@@ -176,7 +176,7 @@ test('a draft that is disposed leaves nothing but its repository', async () => {
 
 test('a point is found by the beginning of its id and by its last letters, and only if that is clear', async () => {
   await using place = await temporaryFolder()
-  await using repository = await createRepository(place.folder, { chunkSizeBytes })
+  await using repository = await createRepository(place.folder, { chunkSizeBytes, encryption: 'none' })
   const one = await writeStream(repository, 'disk', Buffer.alloc(10, 1))
   const other = await writeStream(repository, 'disk', Buffer.alloc(10, 2))
   assert.match(one.id, /^\d{8}T\d{6}Z-[a-z0-9]{4}$/)
@@ -199,23 +199,26 @@ test('what is no repository is refused, each in its own words', async () => {
   await assert.rejects(openRepository(path.join(place.folder, 'nothing')), withCode('REPOSITORY_NOT_FOUND'))
   await assert.rejects(openRepository(file), withCode('REPOSITORY_NOT_ONE'))
   await assert.rejects(openRepository(place.folder), withCode('REPOSITORY_NOT_ONE'))
-  await assert.rejects(createRepository(file), withCode('REPOSITORY_NOT_ONE'))
-  await assert.rejects(createRepository(place.folder), withCode('REPOSITORY_NOT_EMPTY'))
+  await assert.rejects(createRepository(file, { encryption: 'none' }), withCode('REPOSITORY_NOT_ONE'))
+  await assert.rejects(createRepository(place.folder, { encryption: 'none' }), withCode('REPOSITORY_NOT_EMPTY'))
   const folder = path.join(place.folder, 'made')
-  await using repository = await createRepository(folder, { chunkSizeBytes })
-  await assert.rejects(createRepository(folder), withCode('REPOSITORY_NOT_EMPTY'))
+  await using repository = await createRepository(folder, { chunkSizeBytes, encryption: 'none' })
+  await assert.rejects(createRepository(folder, { encryption: 'none' }), withCode('REPOSITORY_NOT_EMPTY'))
   assert.equal(repository.chunkSizeBytes, chunkSizeBytes)
-  await assert.rejects(createRepository(path.join(place.folder, 'bad'), { chunkSizeBytes: 100_000 }), withCode('USAGE'))
+  await assert.rejects(
+    createRepository(path.join(place.folder, 'bad'), { chunkSizeBytes: 100_000, encryption: 'none' }),
+    withCode('USAGE'),
+  )
 })
 
 test('a repository of a newer format is refused, and a spoiled configuration is damage', async () => {
   await using place = await temporaryFolder()
-  await (await createRepository(place.folder, { chunkSizeBytes }))[Symbol.asyncDispose]()
+  await (await createRepository(place.folder, { chunkSizeBytes, encryption: 'none' }))[Symbol.asyncDispose]()
   const config = path.join(place.folder, 'umbra-repository.json')
   const text = await readFile(config, 'utf8')
   await writeFile(config, text.replace('"format":1', '"format":2'))
   await assert.rejects(openRepository(place.folder), withCode('REPOSITORY_NEWER_FORMAT'))
-  await writeFile(config, text.replace('"features":[]', '"features":["encryption"]'))
+  await writeFile(config, text.replace('"features":[]', '"features":["something newer"]'))
   await assert.rejects(openRepository(place.folder), withCode('REPOSITORY_NEWER_FORMAT'))
   await writeFile(config, text.replace('65536', '131072'))
   await assert.rejects(openRepository(place.folder), withCode('REPOSITORY_DAMAGED'))
@@ -223,7 +226,7 @@ test('a repository of a newer format is refused, and a spoiled configuration is 
 
 test('the repository of a whole disk of zeros is small, and so is its map', async () => {
   await using place = await temporaryFolder()
-  await using repository = await createRepository(place.folder)
+  await using repository = await createRepository(place.folder, { encryption: 'none' })
   await using draft = await repository.beginPoint()
   const sizeBytes = 10 * 1024 ** 4
   await using stream = await draft.openStream('disk', sizeBytes)
@@ -241,7 +244,7 @@ test('the repository of a whole disk of zeros is small, and so is its map', asyn
 
 blockDeviceContract('a stream of a recovery point', async (content) => {
   const place = await temporaryFolder()
-  const repository = await createRepository(place.folder) // chunks of the usual size
+  const repository = await createRepository(place.folder, { encryption: 'none' }) // chunks of the usual size
   await using draft = await repository.beginPoint()
   await using stream = await draft.openStream('disk', content.length)
   const size = repository.chunkSizeBytes

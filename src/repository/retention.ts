@@ -1,12 +1,13 @@
 /**
  * Retention: which recovery points are kept, and why. A pure plan; whoever deletes does it by this plan and no other way.
  *
- * A policy is a list of rules; of each VM the first rule whose pattern fits its name or UUID decides. What a rule counts
+ * A policy is a list of rules; of each VM the first rule with a pattern that fits its name, or with its UUID, decides. What a rule counts
  * (the last, the days, the weeks ...) it counts for each VM alone and each on its own, and a point stays when anything in it
  * is kept by anything. So a larger policy never keeps less, and what was kept once is kept again when nothing has changed.
  * docs/retention.md has the rules with examples.
  */
 import { ageText } from '../base/age.ts'
+import { invariant } from '../base/failure.ts'
 import { failure } from '../errors.ts'
 import { type CalendarPlace, openCalendar, type Period, periods } from './retention-calendar.ts'
 import { matchesPattern } from './retention-pattern.ts'
@@ -29,16 +30,16 @@ export interface RetentionPoint {
   readonly unreadable?: string
 }
 
-/** What is kept of the VMs whose name or UUID fits one of `vms`. What is missing keeps nothing. */
+/** What is kept of the VMs that fit one of `vms`, see `fitsVm`. What is missing keeps nothing. */
 export interface RetentionRule {
   readonly vms: readonly string[]
-  readonly keepLast?: number
-  readonly keepHourly?: number
-  readonly keepDaily?: number
-  readonly keepWeekly?: number
-  readonly keepMonthly?: number
-  readonly keepYearly?: number
-  readonly keepWithinMs?: number
+  readonly keepLast?: number | undefined
+  readonly keepHourly?: number | undefined
+  readonly keepDaily?: number | undefined
+  readonly keepWeekly?: number | undefined
+  readonly keepMonthly?: number | undefined
+  readonly keepYearly?: number | undefined
+  readonly keepWithinMs?: number | undefined
 }
 
 export interface RetentionPolicy {
@@ -52,7 +53,7 @@ export interface RetentionPolicy {
 export interface RetentionDecision {
   readonly point: RetentionPoint
   readonly keep: boolean
-  /** At least one; each that is about a VM begins with its name. */
+  /** At least one; of each VM that has a say one, which begins with its name. */
   readonly reasons: readonly string[]
 }
 
@@ -81,7 +82,9 @@ export function planRetention(
     const always = whyAlways(point, nowMs)
     const judged = verdicts.get(point) ?? { keep: [], remove: [] }
     const keep = [...always, ...judged.keep]
-    return keep.length > 0 ? { point, keep: true, reasons: keep } : { point, keep: false, reasons: judged.remove }
+    if (keep.length > 0) return { point, keep: true, reasons: keep }
+    invariant(judged.remove.length > 0, `nothing speaks against ${point.id}`)
+    return { point, keep: false, reasons: judged.remove }
   })
 }
 
@@ -150,8 +153,8 @@ function judgeVms(
     for (const { point, name } of history) {
       const { keep, remove } = judge(point, () => placeOf(point))
       const verdict = verdicts.get(point)
-      verdict?.keep.push(...keep.map((reason) => `${name}: ${reason}`))
-      verdict?.remove.push(...remove.map((reason) => `${name}: ${reason}`))
+      if (keep.length > 0) verdict?.keep.push(`${name}: ${keep.join(', ')}`)
+      else verdict?.remove.push(`${name}: ${remove.join(', ')}`)
     }
   }
   return verdicts
@@ -178,12 +181,16 @@ function historiesOf(ordered: readonly RetentionPoint[], nowMs: number): History
   return [...histories.values()]
 }
 
+/** Whether `pattern` means the VM: by its name, or by its UUID in full. A name like db* must not hit a UUID that begins so. */
+export function fitsVm({ name, uuid }: HeldVm, pattern: string): boolean {
+  return matchesPattern(name, pattern) || uuid.toLowerCase() === pattern.toLowerCase()
+}
+
 type Judge = (point: RetentionPoint, place: () => CalendarPlace) => Verdict
 
 /** Judges the points of one VM, which must come newest first. */
 function judgeOf(vm: HeldVm, pointCount: number, policy: RetentionPolicy, nowMs: number): Judge {
-  const fits = (patterns: readonly string[]) =>
-    patterns.some((pattern) => matchesPattern(vm.name, pattern) || matchesPattern(vm.uuid, pattern.toLowerCase()))
+  const fits = (patterns: readonly string[]) => patterns.some((pattern) => fitsVm(vm, pattern))
   if (policy.only !== undefined && !fits(policy.only)) return () => ({ keep: ['not asked for'], remove: [] })
   const rule = policy.rules.find(({ vms }) => fits(vms))
   if (rule === undefined) return () => ({ keep: ['no rule for it'], remove: [] })
@@ -195,7 +202,7 @@ function judgeOf(vm: HeldVm, pointCount: number, policy: RetentionPolicy, nowMs:
     const keep: string[] = []
     const remove: string[] = []
     const { keepLast = 0, keepWithinMs = 0 } = rule
-    if (rank === 1 && policy.allowNone !== true) keep.push(pointCount === 1 ? 'the only one' : 'the newest')
+    if (rank === 1 && policy.allowNone !== true) keep.push(pointCount === 1 ? 'its only one' : 'its newest')
     if (rank <= keepLast) keep.push(`last ${rank} of ${keepLast}`)
     else if (keepLast > 0) remove.push(`not among the last ${keepLast}`)
     if (nowMs - (point.createdAtMs ?? 0) < keepWithinMs) keep.push(`younger than ${ageText(keepWithinMs)}`)

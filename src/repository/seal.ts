@@ -1,12 +1,12 @@
 /**
  * Seal: how a repository names and protects what it stores. Without encryption names and digests are plain BLAKE3, which
  * proves integrity to everybody; with it they are keyed, which proves that somebody with the key wrote them, and everything
- * but the outlines of packs is unreadable without it. docs/repository-format.md, "Encryption".
+ * but the outlines of packs is unreadable without it. docs/repository-format.md, "Encryption"; keyed-seal.ts is that one.
  */
 import { asBuffer, blake3Digest, blake3DigestOf } from './blake3.ts'
 
 /** What a digest is over; a digest of one kind is never valid as one of another. */
-export type Digested = 'table of contents' | 'index' | 'document'
+export type Digested = 'table of contents' | 'index' | 'document' | 'configuration'
 
 export interface Seal {
   readonly encrypted: boolean
@@ -14,18 +14,19 @@ export interface Seal {
   idOf(plain: Uint8Array): Buffer
   /** The digest of `parts` as if they were one, 32 bytes. */
   digest(what: Digested, parts: readonly Uint8Array[]): Buffer
-  /** The body of a document as it is stored at `key`; only opened again at the same place. */
-  close(key: string, kind: string, body: Buffer): Buffer
-  /** FormatError when it was not closed with this key for this place and kind. */
-  open(key: string, kind: string, stored: Buffer): Buffer
-  /** What the codec threads need for the records that the draft of `pointId` writes; undefined without encryption. */
-  recordKeys(pointId: string): RecordKeys | undefined
+  /** The body of a document as it is stored at `key`. `outline`: what stands readable above it, bound to it. */
+  close(key: string, outline: string, body: Buffer): Buffer
+  /** FormatError when it was not closed with this key for this place and outline. */
+  open(key: string, outline: string, stored: Buffer): Buffer
+  /** What the codec threads need for records; undefined without encryption. */
+  readonly recordKeys: RecordKeys | undefined
 }
 
+/** Each in an array of its own, so that sending it to a thread copies nothing else. */
 export interface RecordKeys {
   /** Key of the names, 32 bytes. */
   readonly idKey: Uint8Array
-  /** Key of the stored bytes, 32 bytes. */
+  /** Every record's own key is derived from it and the record's id, 32 bytes. */
   readonly dataKey: Uint8Array
 }
 
@@ -35,7 +36,7 @@ export const plainSeal: Seal = {
   idOf: blake3Digest,
   digest: (_, parts) =>
     parts.length === 1 ? blake3Digest(asBuffer(parts[0] ?? Buffer.alloc(0))) : blake3DigestOf(parts),
-  close: (_key, _kind, body) => body,
-  open: (_key, _kind, stored) => stored,
-  recordKeys: () => undefined,
+  close: (_key, _outline, body) => body,
+  open: (_key, _outline, stored) => stored,
+  recordKeys: undefined,
 }

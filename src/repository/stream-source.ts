@@ -5,70 +5,11 @@
 import type { BlockSource, Extent } from '../disk/block-device.ts'
 import { failure } from '../errors.ts'
 import type { ChunkStore } from './chunk-store.ts'
-import {
-  chunkCountOf,
-  decodeRoot,
-  decodeSegment,
-  type Segment,
-  type StreamMapRoot,
-  segmentChunks,
-} from './disk-index.ts'
-import { check, FormatError } from './format.ts'
-import type { Blob, ManifestStream } from './recovery-point.ts'
-
-/** Segments of the map kept decoded: 136 KiB each. */
-const cachedSegments = 8
-
-/** The bytes of a blob, each chunk verified; FormatError. */
-export async function readBlob(store: ChunkStore, blob: Blob, maxBytes: number): Promise<Buffer> {
-  check(blob.sizeBytes <= maxBytes, `${blob.sizeBytes} bytes are too many`)
-  const bytes = Buffer.alloc(blob.sizeBytes)
-  let filled = 0
-  for (const id of blob.chunks) {
-    filled += await store.withChunk(Buffer.from(id, 'hex'), (piece) => {
-      check(filled + piece.length <= blob.sizeBytes, 'it is longer than it says')
-      bytes.set(piece, filled)
-      return piece.length
-    })
-  }
-  check(filled === blob.sizeBytes, 'it is shorter than it says')
-  return bytes
-}
-
-/** The map of one stream, its segments read when they are needed. */
-export interface StreamMap {
-  readonly sizeBytes: number
-  readonly chunkSizeBytes: number
-  readonly chunkCount: number
-  /** Undefined when the whole segment is zeros. FormatError when it can not be read. */
-  segment(number: number): Promise<Segment | undefined>
-}
-
-export async function openStreamMap(store: ChunkStore, stream: ManifestStream): Promise<StreamMap> {
-  const root = decodeRoot(await readBlob(store, stream.map, 1 << 30))
-  check(root.sizeBytes === stream.sizeBytes, 'the stream map has another size')
-  const { sizeBytes, chunkSizeBytes } = root
-  const segments = new Map<number, Promise<Segment | undefined>>()
-  return {
-    sizeBytes,
-    chunkSizeBytes,
-    chunkCount: chunkCountOf(sizeBytes, chunkSizeBytes),
-    segment(number) {
-      const segment = segments.get(number) ?? readSegment(store, root, number)
-      segments.delete(number)
-      segments.set(number, segment)
-      segment.catch(() => segments.delete(number))
-      const [oldest] = segments.keys()
-      if (segments.size > cachedSegments && oldest !== undefined) segments.delete(oldest)
-      return segment
-    },
-  }
-}
-
-async function readSegment(store: ChunkStore, root: StreamMapRoot, number: number): Promise<Segment | undefined> {
-  const id = root.segmentIds[number]
-  return id === undefined ? undefined : decodeSegment(await store.read(id))
-}
+import { blockSizeBytes, FormatError } from './format.ts'
+import { segmentChunks } from './map-segment.ts'
+import { readPlace } from './place-read.ts'
+import type { ManifestStream } from './recovery-point.ts'
+import { openStreamMap, type StreamMap } from './stream-map.ts'
 
 /** Opens the stream for reading. REPOSITORY_CHUNK_CORRUPT at offset 0 when its map's root is damaged. */
 export async function openStreamSource(
@@ -121,23 +62,11 @@ class StreamSource implements BlockSource {
     const { chunkSizeBytes } = this.#map
     const offset = chunkNumber * chunkSizeBytes
     try {
-      const id = await this.#idAt(chunkNumber)
-      if (id === undefined) {
-        target.fill(0)
-        return
-      }
-      await this.#store.withChunk(id, (plain) => {
-        check(plain.length === Math.min(chunkSizeBytes, this.sizeBytes - offset), `a chunk of ${plain.length} bytes`)
-        target.set(plain.subarray(skip, skip + target.length))
-      })
+      const place = await this.#map.at(chunkNumber)
+      await readPlace(this.#store, place, Math.min(chunkSizeBytes, this.sizeBytes - offset), skip, target)
     } catch (error) {
       throw chunkFailure(error, this.#name.stream, this.#name.point, offset)
     }
-  }
-
-  async #idAt(chunkNumber: number): Promise<Buffer | undefined> {
-    const segment = await this.#map.segment(Math.floor(chunkNumber / segmentChunks))
-    return segment?.idAt(chunkNumber % segmentChunks)
   }
 
   async *extents(offset: number, length: number): AsyncIterable<Extent> {
@@ -156,17 +85,26 @@ class StreamSource implements BlockSource {
     if (run !== undefined) yield run
   }
 
-  /** The rest of a chunk, or of a segment that is all zeros. */
+  /** The rest of a run of chunks of one kind within a segment; of a block where the chunk is made of parts. */
   async #pieceAt(offset: number, end: number): Promise<Extent> {
     const { chunkSizeBytes } = this.#map
     const chunkNumber = Math.floor(offset / chunkSizeBytes)
     const segmentNumber = Math.floor(chunkNumber / segmentChunks)
+    const first = segmentNumber * segmentChunks
     const segment = await this.#map.segment(segmentNumber).catch((error: unknown) => {
       throw chunkFailure(error, this.#name.stream, this.#name.point, offset)
     })
-    const next = segment === undefined ? (segmentNumber + 1) * segmentChunks : chunkNumber + 1
-    const data = segment?.idAt(chunkNumber % segmentChunks) !== undefined
-    return { offset, length: Math.min(next * chunkSizeBytes, end) - offset, data }
+    const upTo = (next: number, data: boolean) => ({ offset, length: Math.min(next, end) - offset, data })
+    if (segment === undefined) return upTo((first + segmentChunks) * chunkSizeBytes, false)
+    const place = segment.at(chunkNumber - first)
+    if (place !== undefined && 'blocks' in place) {
+      const block = Math.floor((offset - chunkNumber * chunkSizeBytes) / blockSizeBytes)
+      return upTo(chunkNumber * chunkSizeBytes + (block + 1) * blockSizeBytes, place.blocks[block] !== undefined)
+    }
+    let next = chunkNumber + 1
+    while (next < first + segmentChunks && segment.kindAt(next - first) === segment.kindAt(chunkNumber - first))
+      next += 1
+    return upTo(next * chunkSizeBytes, place !== undefined)
   }
 
   #checkRange(offset: number, length: number): void {

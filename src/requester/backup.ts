@@ -6,7 +6,7 @@ import { mapLimit } from '../base/async.ts'
 import type { JsonObject, UndoStep } from '../base/cleanup.ts'
 import type { Clock } from '../base/clock.ts'
 import { cleanupErrors, describeError, primaryError } from '../base/failure.ts'
-import { openHostFile } from '../disk/host-file.ts'
+import type { BlockSource } from '../disk/block-device.ts'
 import { failure } from '../errors.ts'
 import type { PointDraft, Repository } from '../repository/repository.ts'
 import { BackupComponents } from '../vss/backup-components.ts'
@@ -16,9 +16,10 @@ import { writeBackupComponentsDocument, writeWriterMetadataDocument } from '../v
 import { chooseProvider, type Provider } from '../vss/provider.ts'
 import { type SessionEvent, type SessionLimits, snapshotContexts } from '../vss/vocabulary.ts'
 import type { Writer } from '../vss/writer.ts'
-import { type Progress, ProgressMeter } from './progress.ts'
+import { EarlierBackups } from './earlier-backups.ts'
+import type { Progress } from './progress.ts'
 import { keepingResult, type Made, RequesterSession, type SessionOptions } from './session.ts'
-import { readInto } from './transfer.ts'
+import { transferAll } from './transfer-copies.ts'
 
 export interface BackupSelection {
   /** Names or component names; empty with `all`. */
@@ -36,18 +37,13 @@ export interface BackupEnvironment {
   readonly instantsAtOnce?: number
   readonly clock: Clock
   readonly repository: Repository
+  /** Trust no change tracking: every disk is read whole and compared with its last recovery point. */
+  readonly readAll?: boolean
+  /** Wraps what is read from, to slow it down. */
+  readonly limitReads?: (source: BlockSource) => BlockSource
   readonly session: SessionOptions
   readonly onEvent?: (event: SessionEvent) => void
   readonly onProgress?: (progress: Progress) => void
-}
-
-export interface BackedUpDisk {
-  readonly target: string
-  /** Name of the provider that made its copy. */
-  readonly provider: string
-  readonly sizeBytes: number
-  readonly readBytes: number
-  readonly storedBytes: number
 }
 
 export interface BackupResult {
@@ -115,18 +111,19 @@ async function backupInSession(
     if (discard !== undefined) undo.forget(discard)
     discard = await undo.defer({ undo: 'discard-point', repository: repository.location, point })
   })
+  const earlier = await EarlierBackups.find(
+    repository,
+    selected.flatMap(({ volumes }) => volumes),
+  )
+  components.setBackupStamps(earlier.asBackupStamps(repository.id, draft.id, environment.readAll === true))
   await session.guarded()
   signal.throwIfAborted()
   const created = await components.doSnapshotSet()
 
-  const disks = await transferAll(created, components, draft, {
-    repository,
-    providers,
-    signal,
-    onProgress,
-    clock,
-    emit: events.emit,
-  })
+  const { chunkSizeBytes, blockSizeBytes } = repository
+  const { limitReads = (source: BlockSource) => source } = environment
+  const transfer = { chunkSizeBytes, blockSizeBytes, providers, earlier, limitReads, signal, clock, onProgress }
+  const disks = await transferAll(created.copies, components.outcomes(), draft, { ...transfer, emit: events.emit })
   for (const component of selected) components.setBackupSucceeded(component, true)
   const vms = components.outcomes().map(({ component, metadata }) => ({
     ...metadata,
@@ -171,63 +168,6 @@ export function select(
     throw failure('VSS_WRITER_VETO', { event: 'Identify', done: 'backed up', reasons })
   }
   return selected
-}
-
-interface TransferEnvironment {
-  readonly repository: Repository
-  readonly providers: readonly Provider[]
-  readonly signal: AbortSignal
-  readonly clock: Clock
-  readonly emit: (event: { event: string; vm?: string; detail?: string }) => void
-  readonly onProgress: ((progress: Progress) => void) | undefined
-}
-
-async function transferAll(
-  { copies }: CreatedSet,
-  components: BackupComponents,
-  draft: PointDraft,
-  { repository, providers, signal, clock, emit, onProgress }: TransferEnvironment,
-): Promise<Map<string, BackedUpDisk[]>> {
-  const disks = new Map<string, BackedUpDisk[]>()
-  const meter = new ProgressMeter(clock, onProgress)
-  const { chunkSizeBytes } = repository
-  for (const { volume, open, provider } of copies) {
-    const madeBy = providers.find(({ id }) => id === provider)?.name ?? provider
-    await using source = await open()
-    meter.begin(`${volume.caption} ${volume.name}`, source.sizeBytes)
-    await using stream = await draft.openStream(`${volume.component}/disks/${volume.name}`, source.sizeBytes)
-    const write = (chunk: number, data: Uint8Array) => stream.writeChunk(chunk, data)
-    const readBytes = await readInto(source, write, {
-      chunkSizeBytes,
-      signal,
-      onProgress: (bytes) => meter.advance(bytes),
-    })
-    const { sizeBytes, storedBytes } = await stream.finish()
-    emit({
-      event: 'Transfer',
-      vm: volume.caption,
-      detail: `${volume.name}: ${readBytes} bytes read, ${storedBytes} stored`,
-    })
-    disks.set(volume.component, [
-      ...(disks.get(volume.component) ?? []),
-      { target: volume.name, provider: madeBy, sizeBytes, readBytes, storedBytes },
-    ])
-  }
-  for (const { component, files } of components.outcomes()) {
-    for (const file of files) {
-      if ('content' in file) {
-        await draft.putDocument(`${component.name}/${file.name}`, file.content)
-        continue
-      }
-      await using source = await openHostFile(file.path)
-      meter.begin(`${component.name} ${file.name}`, source.sizeBytes)
-      await using stream = await draft.openStream(`${component.name}/${file.name}`, source.sizeBytes)
-      const write = (chunk: number, data: Uint8Array) => stream.writeChunk(chunk, data)
-      await readInto(source, write, { chunkSizeBytes, signal, onProgress: (bytes) => meter.advance(bytes) })
-      await stream.finish()
-    }
-  }
-  return disks
 }
 
 /** The two VSS documents; final only now, after PostSnapshot. */

@@ -72,10 +72,10 @@ async function* dataChunks(
 }
 
 /** Runs `work` on each item, several at once, each lane with a buffer of its own; stops all at the first error. */
-async function inLanes(
-  items: AsyncGenerator<number>,
-  { chunkSizeBytes, signal }: TransferOptions,
-  work: (item: number, buffer: Uint8Array) => Promise<void>,
+export async function inLanes<Item>(
+  items: AsyncGenerator<Item, void>,
+  { chunkSizeBytes, signal }: Pick<TransferOptions, 'chunkSizeBytes' | 'signal'>,
+  work: (item: Item, buffer: Uint8Array) => Promise<void>,
 ): Promise<void> {
   let stopped = false
   const lane = async () => {

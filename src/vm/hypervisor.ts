@@ -5,6 +5,7 @@
  * Failure; every call that changes something is idempotent where its comment says so.
  */
 
+import type { BackupJobs } from './backup-job.ts'
 import type { GuestRequestor } from './guest-requestor.ts'
 
 /** `saved`: the hypervisor itself holds a memory image, and the next start resumes from it. */
@@ -136,7 +137,7 @@ export interface AttachedCopy {
   readonly image: DiskImage
 }
 
-export interface Hypervisor extends AsyncDisposable {
+export interface Hypervisor extends AsyncDisposable, BackupJobs {
   readonly uri: string
   about(): Promise<HypervisorFacts>
   /** All VMs, persistent or not, by name. */

@@ -31,7 +31,7 @@ import { ownerOf, readHostFiles, type StoredHostFile } from './host-files.ts'
 import type { DiskImage, Hypervisor, VmFacts } from './hypervisor.ts'
 import { atLeast, type BackupPolicy, type MethodPlan, planMethod } from './method.ts'
 import { type MethodRun, undisturbed } from './method-run.ts'
-import { captionOf } from './profile.ts'
+import { captionOf, type Profile } from './profile.ts'
 import type { OpenAutoRecovery } from './recovery-ways.ts'
 import type { VmRestore } from './restore.ts'
 import { savedState } from './saved-state.ts'
@@ -218,7 +218,7 @@ export class VmWriter implements Writer {
       notifyOnBackupComplete: false,
       flags: plan.method === 'child-snapshot' ? backupRecoveryFlag : 0,
       files,
-      volumes: plan.disks.map((disk) => volumeOf(facts, plan, disk)),
+      volumes: plan.disks.map((disk) => volumeOf(facts, plan, disk, policy.profile)),
       instant: policy.instant === 'set' ? 'set' : facts.uuid,
       plan: planMetadata(facts, plan),
       obstacles: plan.obstacles,
@@ -262,7 +262,13 @@ function writableCopies(copies: readonly ShadowCopy[], { facts }: VmInSet, windo
 const copiesOf = ({ disks, recovery }: MethodPlan): string =>
   [recovery?.way ?? '', ...disks.map(({ target, location }) => `${target}=${location}`)].join(' ')
 
-function volumeOf(facts: VmFacts, { method }: MethodPlan, disk: VmFacts['disks'][number]): Volume {
+function volumeOf(
+  facts: VmFacts,
+  { method, recovery }: MethodPlan,
+  disk: VmFacts['disks'][number],
+  profile: Profile,
+): Volume {
+  const runsOn = method === 'guest-freeze' || method === 'checkpoint'
   return {
     id: `${facts.uuid}/${disk.target}`,
     component: facts.uuid,
@@ -275,6 +281,8 @@ function volumeOf(facts: VmFacts, { method }: MethodPlan, disk: VmFacts['disks']
       power: facts.power,
       /** The VM does not write while the copies are made, whatever it does afterwards. */
       atRest: method === 'offline' || method === 'saved-state',
+      /** Its instant may be the beginning of a backup job that tracks changes; the older eras had checkpoints only. */
+      backupJob: runsOn && recovery === undefined && profile === 'modern',
       location: disk.location,
       sizeBytes: disk.sizeBytes,
       image: disk.image as unknown as JsonObject,

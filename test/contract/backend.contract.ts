@@ -120,6 +120,19 @@ export function backendContract(name: string, openPlace: () => Promise<BackendPl
     assert.equal(await backend.put('a/1', [Buffer.from('y')]), 'stored')
   })
 
+  test(`${name}: a whole object is read as it is now, whoever deleted it and put it again`, async () => {
+    await using place = await openPlace()
+    await using backend = await place.open()
+    await using other = await place.open()
+    await backend.put('pins/1', [Buffer.from('first')])
+    assert.equal((await backend.get('pins/1', maxBytes)).toString(), 'first')
+    assert.equal(await backend.read('pins/1', 0, Buffer.alloc(5)), 5)
+    await other.delete('pins/1')
+    await assert.rejects(backend.get('pins/1', maxBytes), hasCode('REPOSITORY_OBJECT_MISSING'))
+    await other.put('pins/1', [Buffer.from('second')])
+    assert.equal((await backend.get('pins/1', maxBytes)).toString(), 'second')
+  })
+
   test(`${name}: a sweep takes nothing from a living writer`, async () => {
     await using place = await openPlace()
     await using backend = await place.open()

@@ -59,6 +59,8 @@ export interface HypervisorContractWorld extends AsyncDisposable {
   silenceAgent?(vm: string): Promise<AsyncDisposable>
   /** Lets the VM meet a full disk on its next write to an overlay; disposal makes room again. */
   fillHost?(vm: string): Promise<AsyncDisposable>
+  /** kill -9 for the process of the running VM; it is off when it resolves. */
+  kill?(vm: string): Promise<void>
   removeNetwork?(name: string): Promise<void>
   /** A running VM without a virtio-scsi controller. */
   readonly withoutScsi?: string

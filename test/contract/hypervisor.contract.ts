@@ -5,6 +5,7 @@
  */
 import assert from 'node:assert/strict'
 import { describe, type TestContext, test } from 'node:test'
+import { backupJobTests } from './hypervisor-backup-job.contract.ts'
 import { guestTests } from './hypervisor-guest.contract.ts'
 import { overlayTests } from './hypervisor-overlays.contract.ts'
 import { recoveryTests } from './hypervisor-recovery.contract.ts'
@@ -33,6 +34,7 @@ export function hypervisorContract(
     powerTests(contractTest)
     savedStateTests(contractTest)
     overlayTests(contractTest)
+    backupJobTests(contractTest)
     registrationTests(contractTest)
     networkTests(contractTest)
     guestTests(contractTest)

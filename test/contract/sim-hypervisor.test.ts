@@ -66,6 +66,7 @@ function contractWorld(options: SimWorldOptions): HypervisorContractWorld {
       })
     },
     fillHost: async (vm) => fillHost(world, vm),
+    kill: async (vm) => world.killVm(vm),
     makeWritableCopy: (path, base) => world.makeWritableCopy(path, base, undefined),
     writeToCopy: async (vm, serial, marker) => {
       const image = attachedCopies(world.vm(vm)).find((copy) => copy.serial === serial)?.image

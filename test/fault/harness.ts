@@ -67,7 +67,7 @@ export class Host implements AsyncDisposable {
     await rm(directory, { recursive: true, force: true })
     mkdirSync(join(directory, 'host'), { recursive: true })
     const host = new Host(directory, vms)
-    await using _ = await createRepository(host.repository, { chunkSizeBytes: 64 * 1024 })
+    await using _ = await createRepository(host.repository, { chunkSizeBytes: 64 * 1024, encryption: 'none' })
     return host
   }
 

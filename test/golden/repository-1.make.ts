@@ -8,7 +8,7 @@ import { createCipheriv } from 'node:crypto'
 import { mkdtemp, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
-import { createRepository } from '../../src/repository/repository.ts'
+import { createRepository, type Repository } from '../../src/repository/repository.ts'
 
 const chunkSizeBytes = 64 * 1024
 
@@ -37,7 +37,11 @@ async function makeGolden(): Promise<void> {
 }
 
 async function fillRepository(folder: string): Promise<void> {
-  await using repository = await createRepository(folder, { chunkSizeBytes })
+  await using repository = await createRepository(folder, { chunkSizeBytes, encryption: 'none' })
+  await writeGoldenPoints(repository)
+}
+
+export async function writeGoldenPoints(repository: Repository): Promise<void> {
   for (const day of [1, 2] as const) {
     await using draft = await repository.beginPoint()
     const disk = goldenDisk(day)

@@ -4,7 +4,7 @@
  */
 import assert from 'node:assert/strict'
 import { existsSync } from 'node:fs'
-import { mkdir, open, readdir } from 'node:fs/promises'
+import { mkdir, open, readdir, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { after, before, describe, it } from 'node:test'
 import { createDisks } from '../../sample-guest/sample-guest.ts'
@@ -24,6 +24,7 @@ const environment = () => ({
   UMBRA_CONNECT: stage.libvirtd.uri,
   UMBRA_STATE: join(stage.directory, 'cli-state'),
   UMBRA_REPOSITORY: repository(),
+  UMBRA_PASSPHRASE_FILE: join(stage.directory, 'passphrase'),
   HOME: stage.directory,
 })
 const umbra = (...words: string[]): Promise<UmbraEnd> => runUmbra(words, environment())
@@ -46,6 +47,7 @@ async function refused(exitCode: number, message: RegExp, ...words: string[]): P
 
 async function beginWithVm(): Promise<void> {
   stage = await beginStage('cli')
+  await writeFile(environment().UMBRA_PASSPHRASE_FILE, 'correct horse battery staple\n', { mode: 0o600 })
   const disks = await createDisks(stage.images, vmDirectory(stage, vm), 'qcow2')
   uuid = (await defineVm(stage, vm, disks, { extraDevices: emptyDrive })).uuid
   await stage.hypervisor.start(uuid)
@@ -66,7 +68,7 @@ describe('the program on a real VM', { skip: skipLive }, () => {
     const { healthy, checks } = await json<{ healthy: boolean; checks: Finding[] }>('doctor')
     assert.equal(healthy, true, JSON.stringify(checks, null, 2))
     const repositoryFinding = checks.find(({ check }) => check === 'repository')
-    assert.match(repositoryFinding?.detail ?? '', /will be made by the first backup/)
+    assert.match(repositoryFinding?.detail ?? '', /is not there yet/)
   })
 
   it('vms: how it would be backed up, and why', async () => {
@@ -107,7 +109,7 @@ describe('the program on a real VM', { skip: skipLive }, () => {
   it('backup --json: the first one makes the repository', async () => {
     const { exitCode, stdout, stderr } = await umbra('backup', vm, '--json')
     assert.equal(exitCode, 0, stderr)
-    assert.match(stderr, /^umbra: a new repository was made in .*\n$/)
+    assert.match(stderr, /^umbra: a new repository was made in .*, encrypted.*\n$/)
     const result = JSON.parse(stdout) as {
       recoveryPoint: string
       vms: VmRecord[]

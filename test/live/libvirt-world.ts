@@ -241,6 +241,14 @@ export function contractWorld(world: LiveWorld): HypervisorContractWorld {
       }
       return { [Symbol.asyncDispose]: () => rm(filler) }
     },
+    kill: async (vm) => {
+      const { uuid } = await hypervisor.vm(vm)
+      process.kill(
+        Number(await readFile(join(world.libvirtd.directory, 'run', 'qemu', `${vm}.pid`), 'utf8')),
+        'SIGKILL',
+      )
+      while ((await hypervisor.power(uuid)) !== 'off') await setTimeout(50)
+    },
     makeWritableCopy: (path, base) => makeOverlay(path, base, undefined),
     writeToCopy: async (vm, serial, marker) => {
       // Far from everything that a file system keeps, so that no other disk has it by accident.

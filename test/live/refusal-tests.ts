@@ -82,7 +82,9 @@ export function refusalTests(scene: () => FaultScene): void {
   it('gives up when the repository is full, and the VM runs on', async () => {
     const { stage, web } = scene()
     const [state, boot] = [await stateOf(stage, web), await bootOf(stage, web)]
-    await using repository = await createRepository(join(stage.directory, 'repositories', 'small'))
+    await using repository = await createRepository(join(stage.directory, 'repositories', 'small'), {
+      encryption: 'none',
+    })
     await rejectsWith(backUp(stage, ['web'], { repository }), 'REPOSITORY_FULL')
     assert.deepEqual(await repository.listPoints(), [])
     assert.deepEqual(await readdir(join(repository.location, 'packs')).catch(() => []), [])
@@ -134,7 +136,7 @@ export function refusalTests(scene: () => FaultScene): void {
 
   it('names what one flipped bit damaged, and does not touch the VM for it', async () => {
     const { stage, web } = scene()
-    await using repository = await createRepository(join(stage.directory, 'damaged'))
+    await using repository = await createRepository(join(stage.directory, 'damaged'), { encryption: 'none' })
     const { recoveryPoint } = await backUp(stage, ['web'], { repository })
     assert.deepEqual((await repository.verify()).damage, [])
     await flipBit(join(repository.location, 'packs'))

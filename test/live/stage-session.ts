@@ -46,6 +46,10 @@ export interface BackedUpVm {
     readonly provider: string
     readonly sizeBytes: number
     readonly readBytes: number
+    readonly storedBytes: number
+    readonly how: string
+    readonly since?: string
+    readonly because?: string
   }[]
 }
 export type StageBackup = Omit<BackupResult, 'vms'> & { readonly vms: readonly BackedUpVm[] }

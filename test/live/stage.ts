@@ -77,7 +77,7 @@ export async function beginStage(name: string, { guestLimits, mounts = {} }: Sta
   const libvirtd = await privateLibvirtd(libvirtdDirectory)
   const owned = stack.use(new AsyncDisposableStack())
   const hypervisor = stack.use(await connectHypervisor(libvirtd.uri, guestLimits === undefined ? {} : { guestLimits }))
-  const repository = stack.use(await createRepository(join(directory, 'repository')))
+  const repository = stack.use(await createRepository(join(directory, 'repository'), { encryption: 'none' }))
   const settings = { connect: libvirtd.uri, stateDirectory: join(directory, 'state') }
   const all = stack.move()
   const dispose = () => all.disposeAsync()

@@ -95,6 +95,9 @@ function codeFor(call: string): ErrorCode {
 /** Methods that answer at once: they can neither fail nor hang, but what they answer is a port as well. */
 const synchronous: ReadonlySet<string> = new Set(['guest', 'requestor', 'done', 'timer', 'now', 'monotonicMs'])
 
+/** Methods that answer with an async iterable, not with a promise. */
+const iterables: ReadonlySet<string> = new Set(['extents', 'changes'])
+
 /**
  * The same port, with the plan's fault in it. Ports it hands out (guests, open disks, connections) are wrapped too,
  * and so is what it hands out as an async iterable. `name` stands before the method in `plan.calls`.
@@ -109,7 +112,7 @@ export function faulty<T extends object>(port: T, plan: FaultPlan, name = port.c
         const call = `${name}.${method}(${args.map(summary).join(', ')})`
         const run = (): unknown => Reflect.apply(value, target, args)
         if (synchronous.has(method)) return plan.isDead && method === 'done' ? undefined : wrapped(run(), plan, call)
-        if (method === 'extents' || property === Symbol.asyncIterator) return iterated(run, plan, call)
+        if (iterables.has(method) || property === Symbol.asyncIterator) return iterated(run, plan, call)
         return called(run, plan, call)
       }
     },

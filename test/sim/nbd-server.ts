@@ -6,6 +6,7 @@ import { mkdtemp, rm } from 'node:fs/promises'
 import net from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { mergeExtents, type Range } from '../../src/disk/extents.ts'
 import { commandType, optionType } from '../../src/disk/nbd-wire.ts'
 import type { MemoryDisk } from './memory-disk.ts'
 
@@ -24,6 +25,8 @@ export interface NbdServerOptions {
   readonly canMultiConnect?: boolean
   readonly readOnly?: boolean
   readonly maximumBlockBytes?: number
+  /** A context besides base:allocation: these ranges are marked in it. */
+  readonly marked?: { readonly context: string; readonly ranges: readonly Range[] }
   readonly behave?: (request: ReceivedRequest) => Behaviour
   /** Sent instead of the whole negotiation. */
   readonly greeting?: Buffer
@@ -122,7 +125,10 @@ async function answerOption(
   if (option === optionType.structuredReply && !structuredReplies) reply(0x80000001)
   else {
     const flags = 1 | (readOnly ? 2 : 0) | 4 | (1 << 6) | (canMultiConnect ? 1 << 8 : 0)
-    if (option === optionType.setMetaContext) reply(4, Buffer.concat([numbers([4, 9]), Buffer.from('base:allocation')]))
+    if (option === optionType.setMetaContext) {
+      const names = ['base:allocation', ...(options.marked === undefined ? [] : [options.marked.context])]
+      for (const [i, name] of names.entries()) reply(4, Buffer.concat([numbers([4, 9 + i]), Buffer.from(name)]))
+    }
     if (option === optionType.info) for (const data of blockSize) reply(3, data)
     if (option === optionType.go) reply(3, numbers([2, 0], [8, disk.sizeBytes], [2, flags]))
     reply(1)
@@ -141,7 +147,25 @@ function answer(disk: MemoryDisk, options: NbdServerOptions, request: ReceivedRe
   if (command === commandType.read) return chunk(1, cookie, Buffer.concat([numbers([8, offset]), data]))
   if (command !== commandType.blockStatus) return chunk(0, cookie, Buffer.alloc(0))
   const extents = disk.extents(offset, length).map((extent) => numbers([4, extent.length], [4, extent.data ? 0 : 3]))
-  return chunk(5, cookie, Buffer.concat([numbers([4, 9]), ...extents]))
+  if (options.marked === undefined) return chunk(5, cookie, Buffer.concat([numbers([4, 9]), ...extents]))
+  const marks = marksOf(options.marked.ranges, request).map(({ length, data }) =>
+    numbers([4, length], [4, Number(data)]),
+  )
+  return Buffer.concat([
+    chunk(5, cookie, Buffer.concat([numbers([4, 9]), ...extents]), 0),
+    chunk(5, cookie, Buffer.concat([numbers([4, 10]), ...marks])),
+  ])
+}
+
+/** The first part of what was asked only: a server need not tell all at once. */
+function marksOf(ranges: readonly Range[], { offset, length }: ReceivedRequest) {
+  const sector = 512
+  const parts = Array.from({ length: Math.ceil(Math.min(length, 100 * sector) / sector) }, (_, i) => {
+    const at = offset + i * sector
+    const data = ranges.some((range) => at < range.offset + range.length && at + sector > range.offset)
+    return { offset: at, length: Math.min(sector, offset + length - at), data }
+  })
+  return mergeExtents(parts)
 }
 
 function refusal({ structuredReplies = true }: NbdServerOptions, { cookie }: ReceivedRequest, error: number): Buffer {

@@ -5,6 +5,7 @@
 import type { Extent } from '../../src/disk/block-device.ts'
 import { failure } from '../../src/errors.ts'
 import type { DiskImage, DiskStorage } from '../../src/vm/hypervisor.ts'
+import { WriteWatch } from './sim-bitmaps.ts'
 
 export const clusterBytes = 4096
 
@@ -26,6 +27,7 @@ export class SimLayer {
   readonly sizeBytes: number
   readonly backing: DiskImage | undefined
   readonly clusters = new Map<number, Uint8Array>()
+  readonly watch = new WriteWatch()
 
   constructor(format: DiskImage['format'], sizeBytes: number, backing?: DiskImage) {
     this.format = format
@@ -77,6 +79,10 @@ export class SimDisk {
     const affected = [...pieces(offset, data.length)]
     const fresh = affected.filter(({ index }) => !this.top.clusters.has(index))
     this.#reserve(fresh.length * clusterBytes)
+    this.top.watch.announce(
+      affected.map(({ index }) => index),
+      clusterBytes,
+    )
     for (const { index, from, to, at } of affected) {
       const cluster = Uint8Array.from(this.#find(index) ?? new Uint8Array(clusterBytes))
       cluster.set(data.subarray(at, at + to - from), from)
@@ -89,6 +95,7 @@ export class SimDisk {
     const [top, beneath] = this.layers
     if (top === undefined || beneath === undefined) throw new Error('nothing beneath to merge into')
     this.#reserve([...top.clusters.keys()].filter((index) => !beneath.clusters.has(index)).length * clusterBytes)
+    beneath.watch.announce(top.clusters.keys(), clusterBytes)
     for (const [index, cluster] of top.clusters) beneath.clusters.set(index, Uint8Array.from(cluster))
   }
 

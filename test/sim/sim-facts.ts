@@ -12,7 +12,9 @@ export function factsOf(world: SimWorld, vm: SimVm): VmFacts {
   const power = powerOf(vm)
   const now = readConfiguration(vm.live?.configuration ?? vm.configuration)
   const [copy] = attachedCopies(vm)
-  const busy = vm.busy ?? (copy === undefined ? undefined : `auto-recovery: the copy ${copy.serial} is attached to it`)
+  const job = vm.live?.backupJob === undefined ? undefined : 'a backup job of the hypervisor'
+  const busy =
+    vm.busy ?? job ?? (copy === undefined ? undefined : `auto-recovery: the copy ${copy.serial} is attached to it`)
   return {
     name: now.name,
     uuid: vm.uuid,

@@ -4,6 +4,14 @@
  */
 import { failure } from '../../src/errors.ts'
 import type {
+  BackupJobCopy,
+  BackupJobInPlace,
+  BackupJobPlan,
+  BackupJobStatus,
+  ChangeTracking,
+} from '../../src/vm/backup-job.ts'
+import { trackingPointName } from '../../src/vm/backup-job.ts'
+import type {
   AttachedCopy,
   Hypervisor,
   HypervisorFacts,
@@ -14,6 +22,7 @@ import type {
   VmFacts,
 } from '../../src/vm/hypervisor.ts'
 import { NoSpaceError } from './host-files.ts'
+import * as backupJob from './sim-backup-job.ts'
 import { readConfiguration, withDiskImage } from './sim-configuration.ts'
 import { sameImage } from './sim-disk.ts'
 import { factsOf } from './sim-facts.ts'
@@ -95,21 +104,21 @@ export class SimHypervisor implements Hypervisor {
 
   async resume(uuid: string): Promise<void> {
     await this.#call()
-    const vm = this.#change(uuid)
+    const vm = this.#change(uuid, 'also during a backup job')
     if (vm.live === undefined) throw wrongState(vm, 'only a paused VM can be resumed')
     if (vm.live.power === 'paused') letRun(this.#world, vm)
   }
 
   async suspend(uuid: string): Promise<void> {
     await this.#call()
-    const vm = this.#change(uuid)
+    const vm = this.#change(uuid, 'also during a backup job')
     if (vm.live === undefined) throw wrongState(vm, 'only a running VM can be suspended')
     if (vm.live.power === 'running') halt(this.#world, vm)
   }
 
   async resumeAfterIoError(uuid: string): Promise<boolean> {
     await this.#call()
-    const vm = this.#change(uuid)
+    const vm = this.#change(uuid, 'also during a backup job')
     if (vm.live?.ioError !== true) return false
     letRun(this.#world, vm)
     return true
@@ -166,6 +175,51 @@ export class SimHypervisor implements Hypervisor {
     await this.#call()
     const vm = this.#change(uuid)
     fits('block commit', () => mergeOverlay(this.#world, vm, overlay))
+  }
+
+  async changeTracking(uuid: string): Promise<ChangeTracking> {
+    await this.#call()
+    return backupJob.changeTracking(this.#world, this.#find(uuid))
+  }
+
+  async prepareBackupJob(uuid: string, plan: BackupJobPlan): Promise<void> {
+    await this.#call()
+    const vm = this.#change(uuid)
+    fits('backup', () => backupJob.prepareBackupJob(this.#world, vm, plan))
+  }
+
+  async beginBackupJob(uuid: string, plan: BackupJobPlan): Promise<void> {
+    await this.#call()
+    backupJob.beginBackupJob(this.#world, this.#change(uuid), plan)
+  }
+
+  async openBackupJob(uuid: string, plan: BackupJobPlan, target: string): Promise<BackupJobCopy> {
+    await this.#call()
+    return backupJob.openBackupJob(this.#world, this.#find(uuid), plan, target)
+  }
+
+  async backupJobStatus(uuid: string, job: BackupJobInPlace): Promise<BackupJobStatus> {
+    await this.#call()
+    const vm = this.#world.vms.get(uuid)
+    if (vm === undefined) return { state: 'ended', scratchBytes: 0, pausedByIoError: false }
+    return backupJob.backupJobStatus(vm, job)
+  }
+
+  async watchBackupJob(): Promise<AsyncDisposable> {
+    await this.#call()
+    return { [Symbol.asyncDispose]: async () => undefined }
+  }
+
+  async endBackupJob(uuid: string, job: BackupJobInPlace): Promise<void> {
+    await this.#call()
+    backupJob.endBackupJob(this.#world, this.#world.vms.get(uuid), job)
+  }
+
+  async removeTrackingPoint(uuid: string, name: string): Promise<void> {
+    await this.#call()
+    if (!trackingPointName.test(name)) throw new Error(`${name} is no tracking point of ours`)
+    const vm = this.#world.vms.get(uuid)
+    if (vm !== undefined) backupJob.removeTrackingPoint(this.#world, vm, name)
   }
 
   async attachCopy(uuid: string, copy: AttachedCopy): Promise<void> {
@@ -248,8 +302,10 @@ export class SimHypervisor implements Hypervisor {
   }
 
   /** The VM of a call that changes it; one operation at a time. */
-  #change(uuid: string): SimVm {
+  #change(uuid: string, whenever?: 'also during a backup job'): SimVm {
     const vm = this.#find(uuid)
+    if (vm.live?.backupJob !== undefined && whenever === undefined)
+      throw failure('VM_BUSY', { vm: nameOf(vm), reason: 'cannot acquire state change lock (held by a backup job)' })
     if (vm.busy !== undefined) throw failure('VM_BUSY', { vm: nameOf(vm), reason: vm.busy })
     this.#world.guestOf(uuid).settle()
     return vm
@@ -280,6 +336,7 @@ const newVm = (uuid: string, configuration: string, persistent: boolean): SimVm 
   busy: undefined,
   hasHypervisorSnapshots: false,
   beneath: new Map(),
+  points: [],
 })
 
 const wrongState = (vm: SimVm, reason: string) => failure('VM_STATE', { vm: nameOf(vm), state: powerOf(vm), reason })

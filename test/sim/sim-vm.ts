@@ -4,6 +4,7 @@
 import { failure } from '../../src/errors.ts'
 import type { PowerState } from '../../src/vm/hypervisor.ts'
 import type { SavedState } from './host-files.ts'
+import type { SimBackupJob, SimPoint } from './sim-backup-job.ts'
 import { readConfiguration } from './sim-configuration.ts'
 import { storageKey } from './sim-disk.ts'
 import { freshMemory, type GuestMemory, packMemory, unpackMemory } from './sim-memory.ts'
@@ -16,6 +17,7 @@ export interface LiveVm {
   ioError: boolean
   configuration: string
   readonly memory: GuestMemory
+  backupJob?: SimBackupJob | undefined
 }
 
 export interface SimVm {
@@ -31,6 +33,8 @@ export interface SimVm {
   hasHypervisorSnapshots: boolean
   /** How a disk was configured before an overlay was put on it, by the path of the overlay. */
   readonly beneath: Map<string, string>
+  /** Change-tracking points, oldest first. */
+  points: SimPoint[]
 }
 
 export const nameOf = (vm: SimVm): string => readConfiguration(vm.configuration).name

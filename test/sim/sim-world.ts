@@ -10,6 +10,7 @@ import { HostFiles } from './host-files.ts'
 import { remember, type WorldMemory } from './leftovers.ts'
 import { ManualClock } from './manual-clock.ts'
 import { RealFiles } from './real-files.ts'
+import { breakBitmaps } from './sim-backup-job.ts'
 import { type ConfiguredDisk, readConfiguration, uuidOf, writeConfiguration } from './sim-configuration.ts'
 import { storageKey } from './sim-disk.ts'
 import { type GuestBehaviour, SimGuest } from './sim-guest.ts'
@@ -191,6 +192,7 @@ export class SimWorld implements AsyncDisposable {
 
   /** The QEMU process of a VM dies, as by kill -9. */
   killVm(name: string): void {
+    breakBitmaps(this, this.vm(name))
     takeDown(this, this.vm(name))
   }
 
@@ -277,6 +279,7 @@ export function addVm(world: SimWorld, name: string, spec: SimVmSpec = {}): SimV
     busy: spec.busy,
     hasHypervisorSnapshots: spec.hasHypervisorSnapshots ?? false,
     beneath: new Map(),
+    points: [],
   }
   world.vms.set(uuid, vm)
   const guest = world.guestOf(uuid)

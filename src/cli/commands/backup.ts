@@ -1,13 +1,16 @@
 /**
  * umbra backup: one recovery point of some VMs, all or none. The events of VSS are told as they happen.
  */
-import { readdir } from 'node:fs/promises'
 import { type Command, InvalidArgumentError, Option } from 'commander'
 import type { JsonObject } from '../../base/cleanup.ts'
-import { Failure } from '../../base/failure.ts'
 import { backupEnvironment, hostProviders, hostWriters, openHypervisor } from '../../compose.ts'
+import type { Configuration } from '../../config.ts'
+import type { BlockSource } from '../../disk/block-device.ts'
+import { limited } from '../../disk/limited-source.ts'
 import { failure } from '../../errors.ts'
-import { createRepository, openRepository, type Repository } from '../../repository/repository.ts'
+import type { BackendLimits } from '../../repository/limited-backend.ts'
+import { isVacant } from '../../repository/open-backend.ts'
+import { createRepository, type Encryption, openRepository, type Repository } from '../../repository/repository.ts'
 import {
   type BackupResult,
   type BackupSelection,
@@ -21,7 +24,9 @@ import { type BackupPolicy, consistencies, methodRequests } from '../../vm/metho
 import { defaultLimits } from '../../vss/vocabulary.ts'
 import { type CommandContext, type Report, type Run, recoverFirst, repositoryDirectory } from '../command.ts'
 import { bytesText, countText, durationText, tableText } from '../output.ts'
+import { encryptionOf, unlockOf } from '../passphrase.ts'
 import { type ProfileOption, policyOf, profileOption } from '../policy-options.ts'
+import { limitOf, type RateOptions, rateOption } from '../rate-option.ts'
 import { openTimeline } from '../timeline.ts'
 import {
   backedUpColumns,
@@ -34,11 +39,13 @@ import {
   vmRecord,
 } from '../vm-record.ts'
 
-interface Options extends Omit<BackupPolicy, 'profile'>, ProfileOption {
+interface Options extends Omit<BackupPolicy, 'profile'>, ProfileOption, RateOptions {
   readonly all?: boolean
   readonly except: readonly string[]
   readonly freezeLimit?: number
   readonly dryRun?: true
+  readonly readAll?: boolean
+  readonly encryption: boolean
 }
 
 export function addBackup(program: Command, run: Run): void {
@@ -47,7 +54,7 @@ export function addBackup(program: Command, run: Run): void {
     .summary('back up VMs: one recovery point, all of them or none')
     .description(
       'Backs up VMs without interrupting them, into one recovery point: all of them or none.\n' +
-        'A repository directory that is missing or empty is made into a repository by the first backup.',
+        'A repository that is not there yet is made, if a key for it is named, or --no-encryption is said.',
     )
     .argument('[vm...]', 'names or UUIDs; names of files of the host')
     .option('--all', 'every VM, and all files of the host that are configured')
@@ -71,6 +78,10 @@ export function addBackup(program: Command, run: Run): void {
     )
     .option('--no-auto-recovery', 'never write to a copy; without it there is no child-snapshot')
     .option('--freeze-limit <ms>', `longest freeze in milliseconds, at most ${defaultLimits.freezeMs}`, freezeLimit)
+    .option('--read-all', 'trust no change tracking: read every disk whole, compare with its last recovery point')
+    .addOption(rateOption('--limit-read', 'read the disks'))
+    .addOption(rateOption('--limit-write', 'write to the repository'))
+    .option('--no-encryption', 'if the repository has to be made: not encrypted')
     .option('--dry-run', 'tell what would be done and change nothing')
     .addHelpText(
       'after',
@@ -102,15 +113,18 @@ async function backupCommand(names: readonly string[], options: Options, context
     throw failure('USAGE', { reason: `--recovery goes with --method child-snapshot, not with ${method}` })
   }
   const directory = repositoryDirectory(context.settings)
+  const toBeMade = await isVacant(directory)
+  const encryption = toBeMade ? await encryptionForNew(directory, options, context.settings) : undefined
   await using hypervisor = await openHypervisor(context.settings)
   await recoverFirst(context, options.dryRun ? 'continue' : 'refuse')
   const plan = async () => {
     const providers = await hostProviders(context.settings, hypervisor)
     return planBackup(selection, hostWriters(context.settings, hypervisor, policy), providers)
   }
-  if (options.dryRun) return planReport(await plan(), directory, await isToBeMade(directory))
+  if (options.dryRun) return planReport(await plan(), directory, toBeMade)
 
-  await using repository = await openOrMakeRepository(directory, plan, context)
+  const limits = { put: limitOf(options.limitWrite), signal: context.signal }
+  await using repository = await openOrMakeRepository(directory, encryption, plan, options, limits, context)
   const result = await backUp(selection, policy, repository, hypervisor, options, context)
   return {
     document: { repository: repository.location, ...result },
@@ -132,34 +146,44 @@ async function backUp(
   policy: BackupPolicy,
   repository: Repository,
   hypervisor: Hypervisor,
-  { freezeLimit: freezeMs }: Options,
+  { freezeLimit: freezeMs, readAll = false, limitRead }: Options,
   { settings, signal, screen }: CommandContext,
 ): Promise<BackupResult> {
   const limits = freezeMs === undefined ? settings.limits : { ...settings.limits, freezeMs }
   const environment = await backupEnvironment({ ...settings, limits }, hypervisor, repository, policy, signal)
-  return backup(selection, { ...environment, onEvent: openTimeline(screen.say), onProgress: screen.progress })
+  const read = limitOf(limitRead)
+  const slowed = read && { limitReads: (source: BlockSource) => limited(source, read, signal) }
+  return backup(selection, {
+    ...environment,
+    ...slowed,
+    readAll,
+    onEvent: openTimeline(screen.say),
+    onProgress: screen.progress,
+  })
 }
 
 /** Nothing is made for a backup that will be refused: the plan comes before. */
 async function openOrMakeRepository(
   directory: string,
+  encryption: Encryption | undefined,
   plan: () => Promise<unknown>,
-  { screen }: CommandContext,
+  options: Options,
+  limits: BackendLimits,
+  { screen, settings }: CommandContext,
 ): Promise<Repository> {
-  if (!(await isToBeMade(directory))) return openRepository(directory)
+  if (encryption === undefined) {
+    return openRepository(directory, { ...limits, unlock: unlockOf(settings, { onlyIfNeeded: !options.encryption }) })
+  }
   await plan()
-  const made = await createRepository(directory)
-  screen.note(`a new repository was made in ${directory}`)
+  const made = await createRepository(directory, { ...limits, encryption })
+  const how = encryption === 'none' ? 'not encrypted' : 'encrypted: without its key nobody can read it'
+  screen.note(`a new repository was made in ${directory}, ${how}`)
   return made
 }
 
-/** Missing or empty. Anything else is left to the repository to judge. */
-async function isToBeMade(directory: string): Promise<boolean> {
-  try {
-    return (await readdir(directory)).every((name) => name === 'lost+found')
-  } catch (error) {
-    return !(error instanceof Failure) && (error as NodeJS.ErrnoException).code === 'ENOENT'
-  }
+/** Nobody is asked here: a backup that runs by itself must not make what nobody meant. USAGE tells both ways. */
+function encryptionForNew(directory: string, options: Options, settings: Configuration): Promise<Encryption> {
+  return encryptionOf(settings, options.encryption, `there is no repository in ${directory} yet`, false)
 }
 
 function planReport(plan: Awaited<ReturnType<typeof planBackup>>, directory: string, toBeMade: boolean): Report {

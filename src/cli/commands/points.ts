@@ -3,7 +3,7 @@
  */
 import type { Command } from 'commander'
 import { failure } from '../../errors.ts'
-import type { DamagedPoint, RecoveryPoint } from '../../repository/repository.ts'
+import type { DamagedPoint, Pin, RecoveryPoint } from '../../repository/repository.ts'
 import { type CommandContext, openSettledRepository, type Report, type Run, recoverFirst } from '../command.ts'
 import { bytesText, tableText, timeText } from '../output.ts'
 import { backupContent, isCalled, sumOf, type VmRecord } from '../vm-record.ts'
@@ -20,12 +20,16 @@ export function addPoints(program: Command, run: Run): void {
 interface ListedPoint {
   readonly point: RecoveryPoint
   readonly vms: readonly VmRecord[]
+  readonly pin: Pin | undefined
 }
 
 async function points(wanted: string | undefined, context: CommandContext): Promise<Report> {
   await using repository = await openSettledRepository(context.settings)
   await recoverFirst(context, 'continue')
-  const all = (await repository.listPoints()).map((point) => ({ point, vms: backupContent(point.content).vms }))
+  const pins = await repository.pins()
+  const all = (await repository.listPoints()).map((point) => {
+    return { point, vms: backupContent(point.content).vms, pin: pins.get(point.id) }
+  })
   const damaged = await repository.listDamagedPoints()
   const listed = wanted === undefined ? all : all.filter(({ vms }) => vms.some((vm) => isCalled(vm, wanted)))
   if (wanted !== undefined && listed.length === 0) {
@@ -38,18 +42,19 @@ async function points(wanted: string | undefined, context: CommandContext): Prom
   }
 }
 
-function pointDocument({ point, vms }: ListedPoint) {
+function pointDocument({ point, vms, pin }: ListedPoint) {
   return {
     id: point.id,
     createdAt: point.createdAt.toISOString(),
     vms: vms.map(({ name, uuid, method, recovery, consistency, disks }) => {
       return { name, uuid, method, ...(recovery && { recovery: recovery.way }), consistency, disks }
     }),
-    ...sizes({ point, vms }),
+    ...sizes(vms),
+    ...(pin && { pinned: pin }),
   }
 }
 
-function sizes({ vms }: ListedPoint) {
+function sizes(vms: readonly VmRecord[]) {
   const disks = vms.flatMap((vm) => vm.disks)
   return {
     sizeBytes: sumOf(disks, 'sizeBytes'),
@@ -72,12 +77,20 @@ function listText(
     { head: 'VMS' },
   ]
   const rows = listed.map((one) => {
-    const { sizeBytes, storedBytes } = sizes(one)
+    const { sizeBytes, storedBytes } = sizes(one.vms)
     const names = one.vms.map(({ name, consistency }) => `${name} (${consistency})`).join(', ')
-    return [one.point.id, timeText(one.point.createdAt), bytesText(sizeBytes), bytesText(storedBytes), names]
+    return [
+      one.point.id,
+      timeText(one.point.createdAt),
+      bytesText(sizeBytes),
+      bytesText(storedBytes),
+      names + pinText(one),
+    ]
   })
   return [
     listed.length === 0 ? `there are no recovery points in ${location}` : tableText(columns, rows, width),
     ...damaged.map(({ id, reason }) => `${id} can not be read: ${reason}`),
   ].join('\n')
 }
+
+const pinText = ({ pin }: ListedPoint): string => (pin === undefined ? '' : `; pinned: ${pin.note}`)

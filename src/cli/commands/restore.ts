@@ -4,18 +4,21 @@
 import { stat } from 'node:fs/promises'
 import { resolve } from 'node:path'
 import { type Command, InvalidArgumentError } from 'commander'
+import type { RateLimit } from '../../base/rate-limit.ts'
 import { openHypervisor, restoreEnvironment } from '../../compose.ts'
+import { limitedSink } from '../../disk/limited-source.ts'
 import { failure } from '../../errors.ts'
-import { planRestore, type RestoreResult, restore } from '../../requester/restore.ts'
+import { planRestore, type RestoreEnvironment, type RestoreResult, restore } from '../../requester/restore.ts'
 import type { Hypervisor } from '../../vm/hypervisor.ts'
 import type { ComponentRestorePlan, RestoreRequest } from '../../vss/restore-plan.ts'
 import { choosePoint } from '../choose-point.ts'
 import { type CommandContext, openSettledRepository, type Report, type Run, recoverFirst } from '../command.ts'
 import { durationText } from '../output.ts'
+import { limitOf, type RateOptions, rateOption } from '../rate-option.ts'
 import { openTimeline } from '../timeline.ts'
 import { backupContent, howText, isCalled, type VmRecord } from '../vm-record.ts'
 
-interface Options {
+interface Options extends RateOptions {
   readonly vm: readonly string[]
   readonly as?: string
   readonly to?: string
@@ -43,6 +46,8 @@ export function addRestore(program: Command, run: Run): void {
     .option('--to <dir>', 'put the disks into this directory')
     .option('--network <old=new>', 'connect what was on OLD to NEW; may be repeated', networkPair, {})
     .option('--start', 'start what was restored')
+    .addOption(rateOption('--limit-read', 'read from the repository'))
+    .addOption(rateOption('--limit-write', 'write the disks'))
     .option('--dry-run', 'tell what would be done and change nothing')
     .addHelpText(
       'after',
@@ -65,7 +70,7 @@ function networkPair(text: string, before: Record<string, string>): Record<strin
 async function restoreCommand(wanted: string, options: Options, context: CommandContext): Promise<Report> {
   const { settings, signal, screen } = context
   const request = await readRequest(options)
-  await using repository = await openSettledRepository(settings)
+  await using repository = await openSettledRepository(settings, { get: limitOf(options.limitRead), signal })
   const point = await choosePoint(repository, wanted, options.vm)
   await using hypervisor = await openHypervisor(settings)
   await checkNetworks(options.network, hypervisor)
@@ -79,10 +84,21 @@ async function restoreCommand(wanted: string, options: Options, context: Command
   }
   const result = await restore(point, options.vm, request, {
     ...environment,
+    createImage: slowed(environment.createImage, limitOf(options.limitWrite), signal),
     onEvent: openTimeline(screen.say),
     onProgress: screen.progress,
   })
   return { document: result, text: resultText(result), exitCode: result.cleanup.length > 0 ? 3 : 0 }
+}
+
+/** Images whose writing keeps to the limit. */
+function slowed(
+  createImage: RestoreEnvironment['createImage'],
+  limit: RateLimit | undefined,
+  signal: AbortSignal,
+): RestoreEnvironment['createImage'] {
+  if (limit === undefined) return createImage
+  return async (...image) => limitedSink(await createImage(...image), limit, signal)
 }
 
 async function readRequest({ as, to, network, start = false }: Options): Promise<RestoreRequest> {
