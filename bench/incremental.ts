@@ -140,7 +140,7 @@ const peers: readonly Peer[] = [
   },
   ...[[], ['-z']].map((compress) => ({
     name: compress.length > 0 ? 'virtnbdbackup lz4' : 'virtnbdbackup',
-    async prepare() {},
+    prepare: async () => undefined,
     backup: ({ uri, scratch }: Place, level: 'full' | 'inc') => {
       const where = ['-U', uri.replace('qemu+unix:', 'qemu:'), '-d', vm, '-S', scratch, '-o', join(scratch, 'set')]
       return ['virtnbdbackup', ...where, '-l', level, '-n', ...compress]

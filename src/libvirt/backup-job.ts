@@ -6,6 +6,7 @@
 import { chown, lstat, mkdir, rm, rmdir } from 'node:fs/promises'
 import { dirname, isAbsolute } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
+import { systemClock } from '../base/clock.ts'
 import { Failure, invariant } from '../base/failure.ts'
 import { connectNbd } from '../disk/nbd-client.ts'
 import { failure } from '../errors.ts'
@@ -238,9 +239,9 @@ async function endJob(domains: DomainCalls, uuid: string, job: BackupJobInPlace)
     // "No job is active": it ended by itself in between.
     if (libvirtCode(error) !== libvirtCodes.operationInvalid) unlessGone(error)
   }
-  const giveUpAt = performance.now() + endPatienceMs
+  const giveUpAt = systemClock.monotonicMs() + endPatienceMs
   while ((await socketOfJob(domains, uuid)) === job.socket) {
-    if (performance.now() > giveUpAt)
+    if (systemClock.monotonicMs() > giveUpAt)
       throw failure('DEADLINE_EXCEEDED', { what: 'the end of a backup job', limitMs: endPatienceMs })
     await sleep(20)
   }
@@ -252,8 +253,8 @@ function unlessGone(error: unknown): void {
 
 /** Somebody else's begin may still be under way: the process that asked for it was killed, libvirt goes on. */
 async function beginHasShownItself(domains: DomainCalls, uuid: string): Promise<void> {
-  const giveUpAt = performance.now() + beginPatienceMs
-  while ((await socketOfJob(domains, uuid)) === undefined && performance.now() < giveUpAt) {
+  const giveUpAt = systemClock.monotonicMs() + beginPatienceMs
+  while ((await socketOfJob(domains, uuid)) === undefined && systemClock.monotonicMs() < giveUpAt) {
     const numbers = await domains.jobNumbers(uuid).catch(() => undefined)
     if (numbers?.get('operation') !== backupOperation) return
     await sleep(100)

@@ -169,7 +169,7 @@ test('one that was killed before the old indexes were deleted is repeated, and t
   const outcomes = await Promise.allSettled([here.repository.repairIndex(), here.repository.repairIndex()])
   for (const outcome of outcomes) {
     if (outcome.status === 'fulfilled') continue
-    assert.ok(outcome.reason instanceof Failure && outcome.reason.code === 'REPOSITORY_DRAFT_IN_USE')
+    assert.ok(outcome.reason instanceof Failure && outcome.reason.code === 'COLLECT_IN_PROGRESS')
   }
   await checkRestores(here.folder, here.points)
 })

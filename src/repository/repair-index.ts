@@ -53,7 +53,7 @@ interface Found {
   readonly foreign: string[]
 }
 
-/** REPOSITORY_DRAFT_IN_USE while a collection or another repair is under way. */
+/** COLLECT_IN_PROGRESS while a collection or another repair is under way. */
 export async function repairIndexes(
   place: PackPlace,
   now: () => Date,
@@ -67,7 +67,7 @@ export async function repairIndexes(
       ({ id: one, purpose, writer }) => purpose === 'collection' && one !== id && writer !== undefined,
     )
     if (other?.writer !== undefined) {
-      throw failure('REPOSITORY_DRAFT_IN_USE', { point: other.id, writer: other.writer })
+      throw failure('COLLECT_IN_PROGRESS', { draft: other.id, writer: other.writer })
     }
     return await repair(place, id, options)
   } finally {

@@ -140,7 +140,7 @@ export interface Repository extends AsyncDisposable {
   collect(options?: CollectOptions): Promise<CollectReport>
   /** Index objects that can not be read: what they alone name is unknown until `repairIndex`. */
   listDamagedIndexes(): Promise<readonly DamagedIndex[]>
-  /** Makes all indexes again from the packs; see repair-index.ts. REPOSITORY_DRAFT_IN_USE while packs are collected. */
+  /** Makes all indexes again from the packs; see repair-index.ts. COLLECT_IN_PROGRESS. */
   repairIndex(options?: RepairIndexOptions): Promise<RepairIndexReport>
   /**
    * Removes what a killed draft left. Idempotent; nothing of a committed point is touched. REPOSITORY_DRAFT_IN_USE when

@@ -7,8 +7,16 @@ import { mkdir, mkdtemp, readdir, readFile, rename, rm, writeFile } from 'node:f
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { test } from 'node:test'
+import type { Backend } from './backend.ts'
 import { recordHeaderBytes, scanPack } from './format.ts'
-import { createRepository, openRepository, type RecoveryPoint, type Repository } from './repository.ts'
+import { openLocalBackend } from './local-backend.ts'
+import {
+  createRepository,
+  openRepository,
+  openRepositoryOn,
+  type RecoveryPoint,
+  type Repository,
+} from './repository.ts'
 
 const chunkSizeBytes = 128 * 1024
 
@@ -250,5 +258,42 @@ test('while others write, delete and collect, nothing sound is called damaged', 
   }
   await work
   assert.deepEqual((await here.repository.verify()).damage, [])
+  assert.deepEqual(await marksIn(here.folder, 'damaged'), [])
+})
+
+test('packs that are collected while it reads are not called missing', async () => {
+  await using here = await place()
+  await manyPacks(here.repository, 8)
+  const local = openLocalBackend(here.folder)
+  let collecting: Promise<unknown> | undefined
+  let isReading = false
+  const backend: Backend = Object.assign(Object.create(local), {
+    location: local.location,
+    list: (prefix: string) => local.list(prefix),
+    get: (key: string, maxBytes: number) => local.get(key, maxBytes),
+    put: (key: string, parts: Uint8Array[]) => local.put(key, parts),
+    delete: (key: string) => local.delete(key),
+    sweep: () => local.sweep(),
+    async read(key: string, offset: number, target: Uint8Array) {
+      if (isReading) collecting ??= deleteAndCollect()
+      await collecting
+      return local.read(key, offset, target)
+    },
+    [Symbol.asyncDispose]: () => local[Symbol.asyncDispose](),
+  })
+  const deleteAndCollect = async () => {
+    for (const { id } of (await here.repository.listPoints()).slice(1)) await here.repository.deletePoint(id)
+    await here.repository.collect({ delayMs: 0 })
+    assert.equal((await packFiles(here.folder)).length, 1)
+  }
+  // The walk of the maps opens every pack: what reads them must do so anew.
+  await using repository = await openRepositoryOn(backend)
+  const onProgress = () => {
+    if (!isReading) void local[Symbol.asyncDispose]()
+    isReading = true
+  }
+  const report = await repository.verify({ onProgress })
+  assert.ok(collecting !== undefined)
+  assert.deepEqual([report.damage, report.spareDamage], [[], 0])
   assert.deepEqual(await marksIn(here.folder, 'damaged'), [])
 })

@@ -77,7 +77,7 @@ function modelStream(base: Buffer, unusable: readonly number[] = []) {
     },
     unusableChunks: () => some(unusable),
     startEmpty: () => undefined,
-    async [Symbol.asyncDispose]() {},
+    [Symbol.asyncDispose]: async () => undefined,
   }
   return { content, whole, stream: stream as StreamWriter }
 }

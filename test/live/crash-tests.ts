@@ -133,12 +133,14 @@ export function crashTests(scene: () => FaultScene): void {
   })
 }
 
-const qemuOf = async ({ libvirtd }: Stage, name: string): Promise<number> =>
+export const qemuOf = async ({ libvirtd }: Stage, name: string): Promise<number> =>
   Number(await readFile(join(libvirtd.directory, 'run/qemu', `${name}.pid`), 'utf8'))
 
 /** Runs a session in a process that kills itself at that moment, and waits for its death. */
 export async function killedAt(stage: Stage, what: Omit<Killable, 'settings' | 'repository'>): Promise<void> {
-  const task: Killable = { settings: stage.settings, repository: stage.repository.location, ...what }
+  const { settings, repository, policy } = stage
+  const profile = policy.profile === undefined ? {} : { profile: policy.profile }
+  const task: Killable = { settings, repository: repository.location, ...profile, ...what }
   const program = join(import.meta.dirname, 'killable.ts')
   const child = spawn(process.execPath, [program, JSON.stringify(task)], { stdio: ['ignore', 'pipe', 'pipe'] })
   let said = ''

@@ -28,7 +28,11 @@ describe('faults under real VMs', { skip: skipLive, timeout: 900_000 }, () => {
   let scene: FaultScene
   before(async () => {
     const mounts = { disks: 320 * mebibyte, repositories: 4 * mebibyte }
-    const stage = await beginStage('faults', { mounts, guestLimits: { freezeMs: 4000 } })
+    const stage = await beginStage('faults', {
+      mounts,
+      guestLimits: { freezeMs: 4000 },
+      policy: { profile: '2012r2' }, // copies on overlays; incremental.test.ts has backup jobs
+    })
     try {
       const raws = (name: string) => createDisks(stage.images, join(stage.directory, name), 'raw')
       const web = await defineVm(stage, 'web', await raws('vms/web'), { rate: 0 })

@@ -32,13 +32,13 @@ export function aroundRequestors(hypervisor: Hypervisor, hooks: Hooks): Hypervis
   return around(hypervisor, { requestor: (_call, [uuid]) => around(hypervisor.requestor(String(uuid)), hooks) })
 }
 
-/** Before the chunk of that number (from 0) goes into the repository, `happens` is waited for; once. */
+/** Before that write (from 0) of a chunk or some of its blocks into the repository, `happens` is waited for; once. */
 export function duringTransfer(repository: Repository, happens: () => Promise<unknown>, chunk = 0): Repository {
-  let chunks = 0
-  const writeChunk: Hook = async (call) => {
-    if (chunks++ === chunk) await happens()
+  let writes = 0
+  const write: Hook = async (call) => {
+    if (writes++ === chunk) await happens()
     return call()
   }
-  const openStream: Hook = async (call) => around((await call()) as object, { writeChunk })
+  const openStream: Hook = async (call) => around((await call()) as object, { writeChunk: write, writeBlocks: write })
   return around(repository, { beginPoint: async (call) => around((await call()) as object, { openStream }) })
 }

@@ -10,11 +10,24 @@ import { mkdir, open, rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import { after, before, describe, it } from 'node:test'
 import { createDisks } from '../../sample-guest/sample-guest.ts'
+import { recover } from '../../src/compose.ts'
 import type { BlockSource } from '../../src/disk/block-device.ts'
 import type { Repository } from '../../src/repository/repository.ts'
-import { around } from './hooks.ts'
-import { beginStage, boot, defineVm, inside, type Stage, type StageVm, skipLive, virsh, vmDirectory } from './stage.ts'
-import { backUp, nothingIsLeft } from './stage-session.ts'
+import { killedAt, qemuOf } from './crash-tests.ts'
+import { around, duringTransfer } from './hooks.ts'
+import {
+  beginStage,
+  boot,
+  defineVm,
+  eventually,
+  inside,
+  type Stage,
+  type StageVm,
+  skipLive,
+  virsh,
+  vmDirectory,
+} from './stage.ts'
+import { type BackedUpVm, backUp, nothingIsLeft } from './stage-session.ts'
 
 const generations = 21 // a full one and twenty incrementals
 const noiseMiB = 96
@@ -46,7 +59,7 @@ describe('incremental backups of a VM that writes at random', { skip: skipLive, 
   })
 
   it('are each equal to an independent read of their instant, also when others are gone', async (t) => {
-    const made: { point: string; digests: ReadonlyMap<string, string> }[] = []
+    const made: IndependentRead[] = []
     for (let generation = 0; generation < generations; generation += 1) {
       const read = await independentlyRead(stage, vm, stage.repository, async (repository) => {
         const result = await backUp(stage, [vm.name], { repository, policy: { method: 'guest-freeze' } })
@@ -74,7 +87,66 @@ describe('incremental backups of a VM that writes at random', { skip: skipLive, 
     assert.deepEqual((await stage.repository.verify()).damage, [])
     await nothingIsLeft(stage, [vm])
   })
+
+  const moments = ['job begun', 'transfer', 'point committed', 'stamp kept'] as const
+  for (const at of moments) {
+    it(`go on rightly after kill -9 of Umbra: ${at}`, async () => {
+      const points = (await stage.repository.listPoints()).length
+      await killedAt(stage, { at, vm: vm.name })
+      assert.deepEqual(
+        (await recover(stage.settings)).flatMap(({ failed }) => failed),
+        [],
+      )
+      await eventually('the guest', async () =>
+        (await stage.hypervisor.guest(vm.uuid).freezeStatus()) === 'thawed' ? true : undefined,
+      )
+      const committed = at === 'point committed' || at === 'stamp kept'
+      assert.equal((await stage.repository.listPoints()).length, points + (committed ? 1 : 0))
+      assert.ok(checkpointsOf(stage, vm).length <= 2)
+      const [told, read] = await backUpWatched()
+      assert.equal(told.disks.find(({ target }) => target === 'sdd')?.how, 'changed', 'the tracking outlived the kill')
+      await assertHolds(stage.repository, vm, read)
+      assert.equal(checkpointsOf(stage, vm).length, 1)
+      await nothingIsLeft(stage, [vm])
+    })
+  }
+
+  it('are whole again, and right, after kill -9 of QEMU in the midst of the transfer', async () => {
+    const repository = duringTransfer(stage.repository, async () => {
+      process.kill(await qemuOf(stage, vm.name), 'SIGKILL')
+      await eventually('its end', async () => ((await stage.hypervisor.power(vm.uuid)) === 'off' ? true : undefined))
+    })
+    await assert.rejects(backUp(stage, [vm.name], { repository }))
+    await nothingIsLeft(stage, [vm])
+    await boot(stage, vm)
+    const [told, read] = await backUpWatched()
+    for (const { target, how, because } of told.disks) {
+      assert.notEqual(how, 'changed', `${target} can not be trusted`)
+      assert.ok(because !== undefined && because.length > 10, `${target} says why: ${because}`)
+    }
+    await assertHolds(stage.repository, vm, read)
+    const [again, readAgain] = await backUpWatched()
+    assert.equal(again.disks.find(({ target }) => target === 'sdd')?.how, 'changed', 'tracking begins anew')
+    await assertHolds(stage.repository, vm, readAgain)
+    assert.equal(checkpointsOf(stage, vm).length, 1)
+  })
+
+  async function backUpWatched(): Promise<[BackedUpVm, IndependentRead]> {
+    let told: BackedUpVm | undefined
+    const read = await independentlyRead(stage, vm, stage.repository, async (repository) => {
+      const result = await backUp(stage, [vm.name], { repository, policy: { method: 'guest-freeze' } })
+      told = result.vms[0]
+      return result.recoveryPoint
+    })
+    assert.ok(told !== undefined)
+    return [told, read]
+  }
 })
+
+interface IndependentRead {
+  readonly point: string
+  readonly digests: ReadonlyMap<string, string>
+}
 
 /** Rewrites the disk of that serial at random for as long as the guest lives: data and, now and then, zeros. */
 function scribbler(serial: string, mebibytes: number): string {
@@ -100,7 +172,7 @@ export async function independentlyRead(
   vm: StageVm,
   repository: Repository,
   makeBackup: (repository: Repository) => Promise<string>,
-): Promise<{ point: string; digests: ReadonlyMap<string, string> }> {
+): Promise<IndependentRead> {
   const digests = new Map<string, string>()
   const directory = join(stage.directory, 'independent')
   await mkdir(directory, { recursive: true })
@@ -125,11 +197,7 @@ async function digestOfExport(stage: Stage, vm: StageVm, target: string, file: s
   return await digest(size, async (offset, buffer) => void (await image.read(buffer, 0, buffer.length, offset)))
 }
 
-async function assertHolds(
-  repository: Repository,
-  vm: StageVm,
-  { point, digests }: { point: string; digests: ReadonlyMap<string, string> },
-): Promise<void> {
+async function assertHolds(repository: Repository, vm: StageVm, { point, digests }: IndependentRead): Promise<void> {
   const found = await repository.point(point)
   assert.ok(digests.size > 0)
   for (const [name, expected] of digests) {

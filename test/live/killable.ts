@@ -7,6 +7,7 @@ import { openRepository } from '../../src/repository/repository.ts'
 import { backup } from '../../src/requester/backup.ts'
 import { restore } from '../../src/requester/restore.ts'
 import { defaultPolicy, type MethodRequest } from '../../src/vm/method.ts'
+import type { Profile } from '../../src/vm/profile.ts'
 import { around, aroundGuests, aroundRequestors, duringTransfer, type Hook } from './hooks.ts'
 import { helpersOf } from './stage-session.ts'
 
@@ -15,6 +16,9 @@ export type KillMoment =
   | 'frozen'
   | 'committed'
   | 'transfer'
+  | 'job begun'
+  | 'point committed'
+  | 'stamp kept'
   | 'saved'
   | 'set aside'
   | 'defined'
@@ -29,6 +33,8 @@ export interface Killable {
   readonly withWatchdog?: boolean
   /** Of the backup; what suits the moment unless told. */
   readonly method?: MethodRequest
+  /** Overlays are of 2012r2; modern unless told. */
+  readonly profile?: Profile
   /** For a restore; without it a backup is made. */
   readonly point?: string
 }
@@ -40,6 +46,7 @@ async function run({
   at,
   point,
   method: told,
+  profile = 'modern',
   withWatchdog = false,
 }: Killable): Promise<void> {
   const die = async () => {
@@ -57,6 +64,9 @@ async function run({
     frozen: () => aroundGuests(real, { freeze: dieAfter }),
     committed: () => around(real, { createOverlays: dieAfter }),
     transfer: () => real,
+    'job begun': () => around(real, { beginBackupJob: dieAfter }),
+    'point committed': () => real,
+    'stamp kept': () => around(real, { removeTrackingPoint: dieAfter }),
     saved: () => around(real, { save: dieAfter }),
     'set aside': () => around(real, { undefine: dieAfter }),
     defined: () => around(real, { define: dieAfter }),
@@ -66,13 +76,16 @@ async function run({
     attached: () => around(real, { attachCopy: dieAfter }),
     reverted: () => aroundRequestors(real, { revert: dieAfter }),
   }[at]()
-  const repository = at === 'transfer' ? duringTransfer(whole, die, 20) : whole
+  const afterCommit = around(whole, {
+    beginPoint: async (call) => around((await call()) as object, { commit: dieAfter }),
+  })
+  const repository = at === 'transfer' ? duringTransfer(whole, die, 20) : at === 'point committed' ? afterCommit : whole
   const { signal } = new AbortController()
   if (point === undefined) {
     const child = inChildSnapshots.some((moment) => moment === at)
     const method = told ?? (child ? 'child-snapshot' : at === 'saved' ? 'saved-state' : 'guest-freeze')
     const recovery = child ? 'in-guest' : 'auto'
-    const policy = { ...defaultPolicy, method, recovery } as const
+    const policy = { ...defaultPolicy, method, recovery, profile } as const
     const environment = await backupEnvironment(settings, hypervisor, repository, policy, signal)
     await backup({ names: [vm], all: false, except: [] }, environment)
   } else {

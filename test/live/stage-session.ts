@@ -55,7 +55,7 @@ export interface BackedUpVm {
 export type StageBackup = Omit<BackupResult, 'vms'> & { readonly vms: readonly BackedUpVm[] }
 
 export async function backUp(stage: Stage, names: readonly string[], setup: SessionSetup = {}): Promise<StageBackup> {
-  const policy: BackupPolicy = { ...defaultPolicy, ...setup.policy }
+  const policy: BackupPolicy = { ...defaultPolicy, ...stage.policy, ...setup.policy }
   const settings = setup.limits === undefined ? stage.settings : { ...stage.settings, limits: setup.limits }
   const environment = await backupEnvironment(
     settings,
@@ -109,7 +109,12 @@ export async function nothingIsLeft(stage: Stage, vms: readonly StageVm[]): Prom
     )
   }
   const { stateDirectory } = stage.settings
-  const places = [journalDirectory(stateDirectory), workDirectory(stateDirectory), join(stateDirectory, 'overlays')]
+  const places = [
+    journalDirectory(stateDirectory),
+    workDirectory(stateDirectory),
+    join(stateDirectory, 'overlays'),
+    join(stateDirectory, 'scratch'),
+  ]
   for (const place of places) assert.deepEqual(await readdir(place).catch(() => []), [], place)
   // A watchdog ends by itself a moment after its farewell; nothing else may be there at all.
   await eventually(

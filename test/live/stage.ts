@@ -20,6 +20,7 @@ import type { Settings } from '../../src/compose.ts'
 import type { GuestLimits } from '../../src/libvirt/guest-agent.ts'
 import { connectHypervisor, type LibvirtHypervisor } from '../../src/libvirt/libvirt-hypervisor.ts'
 import { createRepository, type Repository } from '../../src/repository/repository.ts'
+import type { BackupPolicy } from '../../src/vm/method.ts'
 
 const needed = ['libvirtd', 'virsh', 'qemu-img', 'qemu-nbd', 'qemu-system-x86_64', 'debugfs', 'e2fsck', 'mount']
 const missing =
@@ -42,11 +43,14 @@ export interface Stage extends AsyncDisposable {
   readonly hypervisor: LibvirtHypervisor
   readonly settings: Settings
   readonly repository: Repository
+  /** Of every backup that does not say otherwise. */
+  readonly policy: Partial<BackupPolicy>
   /** What disposal ends before libvirtd: servers of disks and the like. */
   readonly owned: AsyncDisposableStack
 }
 
 export interface StageOptions {
+  readonly policy?: Partial<BackupPolicy>
   readonly guestLimits?: Partial<GuestLimits>
   /** File systems of their own below the directory, by name: their size in bytes. Mounted before libvirtd begins. */
   readonly mounts?: Readonly<Record<string, number | StageMount>>
@@ -60,7 +64,10 @@ export interface StageMount {
 
 const script = join(import.meta.dirname, '../../scripts/private-libvirtd')
 
-export async function beginStage(name: string, { guestLimits, mounts = {} }: StageOptions = {}): Promise<Stage> {
+export async function beginStage(
+  name: string,
+  { guestLimits, mounts = {}, policy = {} }: StageOptions = {},
+): Promise<Stage> {
   const directory = `/var/tmp/umbra-test-${name}`
   const libvirtdDirectory = `/run/umbra/test-${name}`
   await clear(directory, libvirtdDirectory)
@@ -81,7 +88,17 @@ export async function beginStage(name: string, { guestLimits, mounts = {} }: Sta
   const settings = { connect: libvirtd.uri, stateDirectory: join(directory, 'state') }
   const all = stack.move()
   const dispose = () => all.disposeAsync()
-  return { directory, libvirtd, images, hypervisor, settings, repository, owned, [Symbol.asyncDispose]: dispose }
+  return {
+    directory,
+    libvirtd,
+    images,
+    hypervisor,
+    settings,
+    repository,
+    policy,
+    owned,
+    [Symbol.asyncDispose]: dispose,
+  }
 }
 
 async function mountLoop(directory: string, place: string, { type, sizeBytes }: StageMount): Promise<void> {
