@@ -9,6 +9,7 @@ import type { UndoHandlers } from './base/cleanup.ts'
 import { systemClock } from './base/clock.ts'
 import { makeDirectory } from './base/make-directory.ts'
 import type { BlockSink } from './disk/block-device.ts'
+import { createHostFile } from './disk/host-file.ts'
 import { CopyingProvider } from './files/copying-provider.ts'
 import { openDirectory } from './files/directory-source.ts'
 import { extractTree } from './files/extract-tree.ts'
@@ -61,6 +62,8 @@ export interface Settings {
   /** Address of libvirt; undefined for the system's, else the private one. */
   readonly connect?: string
   readonly stateDirectory: string
+  /** Where scratch files of backup jobs go; undefined for a directory in the state directory. */
+  readonly scratchDirectory?: string
   readonly limits?: Partial<SessionLimits>
   /** Directories of this host that can be backed up. */
   readonly files?: readonly HostDirectory[]
@@ -217,17 +220,22 @@ export async function backupEnvironment(
 
 /** Whoever can make copies on this host, for one session or plan. */
 export async function hostProviders(settings: Settings, hypervisor: Hypervisor): Promise<Provider[]> {
-  const overlayDirectory = join(settings.stateDirectory, 'overlays')
+  const { stateDirectory } = settings
+  const inState = (name: string) => join(stateDirectory, name)
+  const { scratchDirectory = inState('scratch') } = settings
+  const [overlayDirectory, jobDirectory] = [inState('overlays'), inState('j')]
+  // QEMU itself, which may run as another user, goes through these to its own scratch files and its socket; what is
+  // private in the state directory has modes of its own.
   const sockets = await socketDirectory(settings)
-  const scratchDirectory = join(settings.stateDirectory, 'scratch')
-  for (const directory of [overlayDirectory, scratchDirectory]) await makeDirectory(directory, 0o700)
+  for (const directory of [scratchDirectory, jobDirectory]) await makeDirectory(directory, 0o711)
+  await makeDirectory(overlayDirectory, 0o700)
   const openImages = (images: Parameters<typeof exportDisks>[0]) => exportDisks(images, { directory: sockets })
   const fileSystems = hostFileSystems()
   const lying = { fileSystems, hypervisor, openImages, openDirectory }
   return [
     new HostVolumeProvider(subvolumeWay(fileSystems), lying),
     new HostVolumeProvider(reflinkWay(fileSystems), lying),
-    new BackupJobProvider({ hypervisor, scratchDirectory, socketDirectory: sockets }),
+    new BackupJobProvider({ hypervisor, scratchDirectory, socketDirectory: jobDirectory }),
     new OverlayProvider({ hypervisor, openImages, makeLayer: makeOverlay, overlayDirectory }),
     copyingProvider(settings),
   ]
@@ -268,13 +276,17 @@ export async function restoreEnvironment(
   }
 }
 
-/** Creates an image and opens it through QEMU's NBD server; disposal ends the server, which writes back what it holds. */
+/**
+ * Creates an image and opens it: a raw one as the file that it is, others through QEMU's NBD server; disposal ends the
+ * server, which writes back what it holds.
+ */
 async function createWritableImage(
   path: string,
   format: ImageFormat,
   sizeBytes: number,
   sockets: string,
 ): Promise<BlockSink> {
+  if (format === 'raw') return createHostFile(path, sizeBytes) // half the processor time of the way through a server
   await createImage(path, format, sizeBytes)
   const served = await exportDisks([{ name: path, image: { format, storage: { file: path } } }], {
     directory: sockets,
@@ -297,6 +309,7 @@ async function createWritableImage(
 /** Short, because the path of a socket is; closed to others, because whoever connects reads the disks. */
 async function socketDirectory({ stateDirectory }: Settings): Promise<string> {
   const directory = join(stateDirectory, 's')
+  await makeDirectory(stateDirectory, 0o711)
   await makeDirectory(directory, 0o700)
   return directory
 }

@@ -39,6 +39,8 @@ export interface Configuration {
   readonly key?: NamedKey
   /** Absolute. */
   readonly stateDirectory: string
+  /** Where scratch files of backup jobs go; missing for a directory in the state directory. */
+  readonly scratchDirectory?: string
   readonly limits: Partial<SessionLimits>
   /** For verbs that are not told another. */
   readonly profile?: Profile
@@ -104,6 +106,7 @@ const fileShape = z.strictObject({
   'passphrase-file': z.string().min(1).optional(),
   'key-file': z.string().min(1).optional(),
   state: z.string().min(1).optional(),
+  scratch: absolute.optional(),
   /** 2008 is a number to YAML. */
   profile: z.preprocess((told) => (typeof told === 'number' ? String(told) : told), z.enum(profiles).optional()),
   limits: z
@@ -166,6 +169,7 @@ export async function readConfiguration(
     ...(key === undefined ? {} : { key }),
     ...(repository === undefined ? {} : { repository }),
     stateDirectory: state ?? defaultStateDirectory(environment, isRoot),
+    ...(content?.scratch === undefined ? {} : { scratchDirectory: content.scratch }),
     limits: withoutUndefined(content?.limits ?? {}),
     ...(content?.files === undefined ? {} : { files: content.files }),
     ...(content?.filesCopyLimitBytes === undefined ? {} : { filesCopyLimitBytes: content.filesCopyLimitBytes }),

@@ -1,5 +1,6 @@
 /**
- * A plain file of the host as a disk: memory images, firmware variables. Reads and writes at offsets.
+ * A plain file of the host as a disk: memory images, firmware variables, and raw images that nobody else writes to.
+ * Reads and writes at offsets. A host that can not read or write (EIO, ENOSPC) is told with the file and the offset.
  */
 import { constants } from 'node:fs'
 import { type FileHandle, open } from 'node:fs/promises'
@@ -9,44 +10,79 @@ import type { BlockSink, BlockSource, Extent } from './block-device.ts'
 /** Opens an existing file for reading; its size is taken once. */
 export async function openHostFile(path: string): Promise<BlockSource> {
   const file = await open(path, constants.O_RDONLY)
-  const { size } = await file.stat()
-  return {
-    sizeBytes: size,
-    async read(offset, target) {
-      for (let done = 0; done < target.length; ) {
-        const { bytesRead } = await file.read(target, done, target.length - done, offset + done)
-        if (bytesRead === 0)
-          throw failure('DISK_READ_FAILED', {
-            disk: path,
-            offset: offset + done,
-            reason: 'the file has become shorter',
-          })
-        done += bytesRead
-      }
-    },
-    async *extents(offset, length): AsyncGenerator<Extent> {
-      if (length > 0) yield { offset, length, data: true }
-    },
-    [Symbol.asyncDispose]: () => file.close(),
-  }
+  return new HostFile(path, file, (await file.stat()).size)
 }
 
-/** Creates a file of that size, private to its owner; it must not exist. */
-export async function createHostFile(path: string, sizeBytes: number): Promise<BlockSink> {
-  const file: FileHandle = await open(path, constants.O_CREAT | constants.O_EXCL | constants.O_RDWR, 0o600)
-  await file.truncate(sizeBytes)
-  return {
-    sizeBytes,
-    async write(offset, data) {
-      try {
-        for (let done = 0; done < data.length; ) {
-          done += (await file.write(data, done, data.length - done, offset + done)).bytesWritten
-        }
-      } catch (error) {
-        throw failure('DISK_WRITE_FAILED', { disk: path, offset, reason: (error as Error).message }, error)
-      }
-    },
-    flush: () => file.sync(),
-    [Symbol.asyncDispose]: () => file.close(),
+/** Creates a file of that size, all holes, private to its owner; it must not exist. */
+export async function createHostFile(path: string, sizeBytes: number): Promise<BlockSource & BlockSink> {
+  const file = await open(path, constants.O_CREAT | constants.O_EXCL | constants.O_RDWR, 0o600)
+  try {
+    await file.truncate(sizeBytes)
+  } catch (error) {
+    await file.close()
+    throw error
+  }
+  return new HostFile(path, file, sizeBytes)
+}
+
+class HostFile implements BlockSource, BlockSink {
+  readonly sizeBytes: number
+  readonly #path: string
+  readonly #file: FileHandle
+  #closing: Promise<void> | undefined
+
+  constructor(path: string, file: FileHandle, sizeBytes: number) {
+    this.#path = path
+    this.#file = file
+    this.sizeBytes = sizeBytes
+  }
+
+  async read(offset: number, target: Uint8Array): Promise<void> {
+    const failed = (reason: string, at = offset, cause?: unknown) =>
+      failure('DISK_READ_FAILED', { disk: this.#path, offset: at, reason }, cause)
+    if (this.#closing !== undefined) throw failed('it is closed')
+    if (offset < 0 || offset + target.length > this.sizeBytes) throw failed(`it has ${this.sizeBytes} bytes`)
+    for (let done = 0; done < target.length; ) {
+      const at = offset + done
+      const { bytesRead } = await this.#file.read(target, done, target.length - done, at).catch((error: Error) => {
+        throw failed(error.message, at, error)
+      })
+      if (bytesRead === 0) throw failed('the file has become shorter', at)
+      done += bytesRead
+    }
+  }
+
+  /** Files are read whole: what is a hole in them only the reader of the bytes can tell. */
+  async *extents(offset: number, length: number): AsyncGenerator<Extent> {
+    if (length > 0) yield { offset, length, data: true }
+  }
+
+  async write(offset: number, data: Uint8Array): Promise<void> {
+    const failed = (reason: string, cause?: unknown) =>
+      failure('DISK_WRITE_FAILED', { disk: this.#path, offset, reason }, cause)
+    if (this.#closing !== undefined) throw failed('it is closed')
+    if (offset < 0 || offset + data.length > this.sizeBytes) throw failed(`it has ${this.sizeBytes} bytes`)
+    for (let done = 0; done < data.length; ) {
+      const { bytesWritten } = await this.#file
+        .write(data, done, data.length - done, offset + done)
+        .catch((error: Error) => {
+          throw failed(error.message, error)
+        })
+      done += bytesWritten
+    }
+  }
+
+  async flush(): Promise<void> {
+    const failed = (reason: string, cause?: unknown) =>
+      failure('DISK_WRITE_FAILED', { disk: this.#path, offset: 0, reason }, cause)
+    if (this.#closing !== undefined) throw failed('it is closed')
+    await this.#file.sync().catch((error: Error) => {
+      throw failed(error.message, error)
+    })
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    this.#closing ??= this.#file.close()
+    return this.#closing
   }
 }
