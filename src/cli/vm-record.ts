@@ -15,6 +15,7 @@ const text = z.string().catch('?')
 const diskShape = z.object({
   target: text,
   location: z.string().optional().catch(undefined),
+  format: z.string().optional().catch(undefined),
   provider: z.string().optional().catch(undefined),
   sizeBytes: count,
   readBytes: count,
@@ -150,6 +151,15 @@ function readWhole({ target, how, since, because }: Disk): string[] {
 
 export const leftOut = ({ excluded }: VmRecord): string[] =>
   excluded.map(({ target, reason }) => `${target} is not backed up: ${reason}`)
+
+/** Disks of a running VM whose changes nobody can track, and what would help. */
+export function costlyDisks({ disks, method }: VmRecord): string[] {
+  if (method !== 'guest-freeze' && method !== 'checkpoint') return []
+  const costly = disks.filter(({ format }) => format !== undefined && format !== 'qcow2')
+  if (costly.length === 0) return []
+  const named = costly.map(({ target, format }) => `${target} (${format})`).join(', ')
+  return [`read whole and compared in every backup: ${named}; as qcow2 only what changed would be read`]
+}
 
 /** Grouped by what can not do without them, in the order in which they come. */
 export function conditionLines({ conditions }: VmRecord): string[] {

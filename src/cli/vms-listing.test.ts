@@ -105,4 +105,17 @@ describe('conditions of a recovery point made before they told what needs them',
     const told = { conditions: [{ name: 'VM is running', met: true, detail: 'running' }] }
     assert.deepEqual(conditionLines(vmRecord(told)), ['  met    VM is running: running'])
   })
+
+  test('says which disks are read whole every time, and what would help', () => {
+    const told = {
+      ...{ name: 'web01', uuid, power: 'running', method: 'guest-freeze', consistency: 'filesystem' },
+      disks: [
+        { target: 'sda', format: 'raw' },
+        { target: 'sdb', format: 'qcow2' },
+      ],
+    }
+    const words = (changes: JsonObject) => renderVmInWords({ ...vmRecord({ ...told, ...changes }), obstacles: [] })
+    assert.match(words({}), /read whole and compared in every backup: sda \(raw\); as qcow2 only what changed/)
+    assert.doesNotMatch(words({ method: 'offline' }), /read whole/)
+  })
 })

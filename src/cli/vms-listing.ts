@@ -3,7 +3,7 @@
  * for it. Pure.
  */
 import { bytesText, countText, tableText } from './output.ts'
-import { conditionLines, howText, methodText, recoveryLines, sumOf, type VmRecord } from './vm-record.ts'
+import { conditionLines, costlyDisks, howText, methodText, recoveryLines, sumOf, type VmRecord } from './vm-record.ts'
 
 export type ListedVm = VmRecord & { readonly obstacles: readonly string[] }
 
@@ -41,6 +41,7 @@ export function renderVmInWords(vm: ListedVm): string {
     ...how,
     ...conditionLines(vm),
     ...disks,
+    ...costlyDisks(vm).map((line) => `  ${line}`),
     ...vm.excluded.map(({ target, reason }) => `  left out: ${target}: ${reason}`),
   ].join('\n')
 }
