@@ -15,6 +15,7 @@ const legal = `
   startSnapshotSet       discovered        set-open
   addToSnapshotSet       set-open          set-open
   prepareForBackup       set-open          prepared
+  setBackupStamps        prepared          prepared
   doSnapshotSet          prepared          snapshot-created
   setBackupSucceeded     snapshot-created  snapshot-created
   backupComplete         snapshot-created  completed
