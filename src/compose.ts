@@ -24,11 +24,12 @@ import { BackupJobProvider } from './libvirt/backup-job-provider.ts'
 import { backupJobUndoHandlers } from './libvirt/backup-job-undo.ts'
 import { domainXmlEditor } from './libvirt/configuration-editor.ts'
 import { defaultUri } from './libvirt/connection.ts'
-import { exportDisks } from './libvirt/disk-export.ts'
+import { type ExportedDisk, exportDisks } from './libvirt/disk-export.ts'
 import { createImage, type ImageFormat } from './libvirt/disk-image.ts'
 import { startHelperVm } from './libvirt/helper-vm.ts'
 import { helperVmImages } from './libvirt/helper-vm-images.ts'
 import { connectHypervisor } from './libvirt/libvirt-hypervisor.ts'
+import { openImagesAtRest } from './libvirt/open-images.ts'
 import { makeOverlay } from './libvirt/overlay-file.ts'
 import { OverlayProvider } from './libvirt/overlay-provider.ts'
 import { discardUnfinished, type Repository } from './repository/repository.ts'
@@ -229,7 +230,7 @@ export async function hostProviders(settings: Settings, hypervisor: Hypervisor):
   const sockets = await socketDirectory(settings)
   for (const directory of [scratchDirectory, jobDirectory]) await makeDirectory(directory, 0o711)
   await makeDirectory(overlayDirectory, 0o700)
-  const openImages = (images: Parameters<typeof exportDisks>[0]) => exportDisks(images, { directory: sockets })
+  const openImages = (images: readonly ExportedDisk[]) => openImagesAtRest(images, { directory: sockets })
   const fileSystems = hostFileSystems()
   const lying = { fileSystems, hypervisor, openImages, openDirectory }
   return [

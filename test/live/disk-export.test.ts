@@ -11,6 +11,7 @@ import { join } from 'node:path'
 import { describe, it } from 'node:test'
 import { setTimeout } from 'node:timers/promises'
 import type { BlockSink, BlockSource } from '../../src/disk/block-device.ts'
+import { createHostFile } from '../../src/disk/host-file.ts'
 import { connectNbd, type NbdDevice } from '../../src/disk/nbd-client.ts'
 import { exportDisks } from '../../src/libvirt/disk-export.ts'
 import {
@@ -21,6 +22,7 @@ import {
   type ImageFormat,
   imageInfo,
 } from '../../src/libvirt/disk-image.ts'
+import { openImagesAtRest } from '../../src/libvirt/open-images.ts'
 import type { DiskImage } from '../../src/vm/hypervisor.ts'
 import { blockDeviceContract, blockSinkContract, failsAt } from '../contract/block-device.contract.ts'
 
@@ -135,11 +137,30 @@ async function isRunning(pid: number): Promise<boolean> {
   return status.slice(status.lastIndexOf(')') + 2)[0] !== 'Z'
 }
 
+/** Not through QEMU: a raw file is read as what it is. */
+async function openAtRest(content: Uint8Array): Promise<BlockSource> {
+  await using stack = new AsyncDisposableStack()
+  const { path } = stack.use(await openDirectory())
+  const file = join(path, 'raw')
+  await using sink = await createHostFile(file, content.length)
+  for (let at = 0; at < content.length; at += 65_536) {
+    const part = content.subarray(at, at + 65_536)
+    if (part.some((byte) => byte !== 0)) await sink.write(at, part) // the rest stays a hole
+  }
+  const images = stack.use(
+    await openImagesAtRest([{ name: 'a', image: { format: 'raw', storage: { file } } }], { directory: path }),
+  )
+  const source = await images.open('a')
+  const owned = stack.move()
+  return { ...source, extents: source.extents.bind(source), [Symbol.asyncDispose]: () => owned.disposeAsync() }
+}
+
 describe('disk images behind QEMU', { skip, concurrency: false }, () => {
   for (const format of ['raw', 'qcow2', 'vpc', 'vhdx'] as const) {
     blockDeviceContract(`a ${format} image`, (content) => openImageSource(format, content))
     blockSinkContract(`a ${format} image`, (size) => openImageSink(format, size))
   }
+  blockDeviceContract('a raw image at rest', openAtRest)
   blockDeviceContract('an NBD disk behind QEMU', openNbdOverNbd)
   blockDeviceContract('nbdkit', (content) => openNbdkitSource(content))
   blockDeviceContract('nbdkit without structured replies', (content) => openNbdkitSource(content, '--no-sr'))
