@@ -112,6 +112,18 @@ describe('a journal under way', () => {
     assert.deepEqual(readJournal(await text(journal)).left, [{ undo: 'b' }])
   })
 
+  test('is still before the next window: what the last one left to write is on disk (law 4)', async () => {
+    const { place } = await sandbox()
+    const journal = await Journal.create(place, header())
+    const id = await journal.add({ undo: 'a' })
+    journal.hold()
+    journal.done(id)
+    journal.release()
+    await journal.settled()
+    assert.deepEqual(readJournal(await text(journal)).left, [])
+    await journal[Symbol.asyncDispose]()
+  })
+
   test('that can not be begun leaves neither a file nor a lock', async () => {
     const { place } = await sandbox()
     const content = header()

@@ -100,6 +100,11 @@ export class Journal implements UndoLog, QuietDuringFreeze, AsyncDisposable {
     else void this.#append(text).catch(() => undefined) // replayed once more at worst
   }
 
+  /** What the window before left to write may still be on its way. */
+  async settled(): Promise<void> {
+    await this.#writing.catch(() => undefined) // whoever wrote is told, or did not have to be
+  }
+
   hold(): void {
     this.#held++
   }

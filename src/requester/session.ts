@@ -57,6 +57,7 @@ export class RequesterSession implements AsyncDisposable {
     this.undo = new Cleanup(journal, options.handlers, { clock: options.clock })
     let windows = 0 // those that are open side by side opened together: the first one's time is the time of all
     this.quiet = {
+      settled: () => journal.settled(),
       hold: (windowMs) => {
         if (windows++ > 0) return
         for (const part of [journal, this.events, this.#watchdog]) part?.hold(windowMs)

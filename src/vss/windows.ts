@@ -20,6 +20,8 @@ export interface Freezable {
 
 /** Law 4: what must keep still between Freeze and Thaw (journal, event output). */
 export interface QuietDuringFreeze {
+  /** Resolves when what was written before a window is on its disk; comes right before `hold`. */
+  settled?(): Promise<void>
   hold(windowMs: number): void
   release(): void
 }
@@ -44,6 +46,7 @@ export class FrozenWriters implements AsyncDisposable {
     limits: SessionLimits,
     clock: Clock,
   ): Promise<FrozenWriters> {
+    await quiet.settled?.()
     const window = new Window(clock, limits.freezeMs, () =>
       failure('VSS_WRITER_TIMEOUT', { limitMs: limits.freezeMs, reasons: writers.expire() }),
     )
