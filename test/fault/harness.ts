@@ -11,6 +11,8 @@ import { PassThrough } from 'node:stream'
 import { runUndo, type UndoHandlers } from '../../src/base/cleanup.ts'
 import type { Clock } from '../../src/base/clock.ts'
 import type { BlockSink } from '../../src/disk/block-device.ts'
+import { BackupJobProvider } from '../../src/libvirt/backup-job-provider.ts'
+import { backupJobUndoHandlers } from '../../src/libvirt/backup-job-undo.ts'
 import { domainXmlEditor } from '../../src/libvirt/configuration-editor.ts'
 import { OverlayProvider } from '../../src/libvirt/overlay-provider.ts'
 import { createRepository, openRepository } from '../../src/repository/repository.ts'
@@ -101,6 +103,7 @@ export class Host implements AsyncDisposable {
   handlers(hypervisor: Hypervisor, clock: Clock): UndoHandlers {
     return {
       ...vmUndoHandlers(hypervisor, clock),
+      ...backupJobUndoHandlers(hypervisor),
       // By its own path: the dead incarnation's, a link, is known to this process as one that writes.
       'discard-point': async ({ point }) => {
         await using repository = await openRepository(this.repository)
@@ -122,6 +125,13 @@ export type Outcome<T> =
 
 let links = 0
 
+export interface IncarnationOptions {
+  /** Instants are backup jobs where they can be; overlays otherwise. */
+  readonly jobs?: boolean
+  /** The caller's cancellation; the plan's unless told. */
+  readonly signal?: AbortSignal
+}
+
 /** One process of Umbra, on a host. */
 export class Incarnation {
   readonly host: Host
@@ -130,12 +140,14 @@ export class Incarnation {
   readonly events: SessionEvent[] = []
   readonly #locks: AsyncDisposable[] = []
   readonly #clock: Clock
+  readonly #options: IncarnationOptions
   readonly #foreignHandles: ReadonlySet<unknown>
   readonly #watchdogs: PassThrough[] = []
 
-  constructor(host: Host, plan = new FaultPlan()) {
+  constructor(host: Host, plan = new FaultPlan(), options: IncarnationOptions = {}) {
     this.host = host
     this.plan = plan
+    this.#options = options
     this.hypervisor = faulty<Hypervisor>(host.world.connect(), plan, 'hypervisor')
     this.#foreignHandles = new Set(host.world.handles)
     const { clock } = host
@@ -166,6 +178,7 @@ export class Incarnation {
           }),
         ],
         providers: [
+          ...(this.#options.jobs === true ? [this.#backupJobs()] : []),
           new OverlayProvider({
             hypervisor,
             openImages: (images) => this.#openImages(images),
@@ -181,6 +194,18 @@ export class Incarnation {
         session: this.#session('backup'),
         onEvent: (event) => this.events.push(event),
       })
+    })
+  }
+
+  #backupJobs(): BackupJobProvider {
+    const clock = this.#clock
+    return new BackupJobProvider({
+      hypervisor: this.hypervisor,
+      scratchDirectory: join(this.host.stateDirectory, 'scratch'),
+      socketDirectory: this.host.world.path('/s'),
+      freeBytes: async () => Number.MAX_SAFE_INTEGER,
+      // A job is looked at rarely: else a read that hangs would be two hours of looks.
+      clock: { ...clock, timer: (ms, callback) => clock.timer(ms === 1000 ? 1200_000 : ms, callback) },
     })
   }
 
@@ -262,7 +287,7 @@ export class Incarnation {
       uri: this.hypervisor.uri,
       handlers: host.handlers(this.hypervisor, this.#clock),
       clock: this.#clock,
-      signal: plan.signal,
+      signal: this.#options.signal ?? plan.signal,
       startWatchdog: (journal) => this.#startWatchdog(journal),
       tryLock: (scope, name) => this.#tryLock(scope, name),
     }

@@ -11,18 +11,29 @@ import { workDirectory } from '../../src/requester/session.ts'
 import { VmRestore } from '../../src/vm/restore.ts'
 import { VmRestorePlanner } from '../../src/vm/restore-planner.ts'
 import { defaultLimits } from '../../src/vss/vocabulary.ts'
-import { leftovers } from '../sim/leftovers.ts'
+import { leftovers, type WorldMemory } from '../sim/leftovers.ts'
 import { verifyRecords } from '../sim/sim-records.ts'
 import { type Host, inPlace, type Outcome } from './harness.ts'
 
 /** The watchdog comes two seconds after the end of the window. */
 const longestFreezeMs = defaultLimits.freezeMs + 2000
 
+/** What there was before a backup, when it was not the first. */
+export interface Before {
+  /** Ids of recovery points. */
+  readonly points?: readonly string[]
+  /** How the host has to be now; how it was in the beginning unless told. */
+  readonly world?: WorldMemory
+}
+
 /** A backup leaves the host as it was, and a point that is complete or none. */
-export async function afterBackup(host: Host, outcome: Outcome<BackupResult>): Promise<string[]> {
-  const wrong = [...leftovers(host.world), ...freezes(host)]
+export async function afterBackup(host: Host, outcome: Outcome<BackupResult>, before: Before = {}): Promise<string[]> {
+  const wrong = [...leftovers(host.world, before.world), ...freezes(host)]
   await using repository = await openRepository(host.repository)
-  const points = await repository.listPoints()
+  const all = await repository.listPoints()
+  for (const id of before.points ?? [])
+    if (!all.some((point) => point.id === id)) wrong.push(`the earlier point ${id} is gone`)
+  const points = all.filter(({ id }) => before.points?.includes(id) !== true)
   for (const { id, reason } of await repository.listDamagedPoints()) wrong.push(`point ${id} is damaged: ${reason}`)
   for (const name of await unfinished(host.repository)) wrong.push(`draft ${name} was left`)
   if (outcome.ended === 'failed')

@@ -2,6 +2,7 @@
  * A thread of the fault matrix: takes a scenario and faults, answers with what ended badly.
  */
 import { parentPort } from 'node:worker_threads'
+import { backupJobScenarios } from './backup-job-scenarios.ts'
 import { backupScenarios } from './backup-scenarios.ts'
 import { type MatrixResult, runMatrix } from './matrix.ts'
 import type { MatrixJob } from './matrix-pool.ts'
@@ -19,6 +20,8 @@ parentPort?.on('message', (job: MatrixJob) => {
 async function run({ scenario, ...cases }: MatrixJob): Promise<MatrixResult> {
   const backup = backupScenarios[scenario]
   if (backup !== undefined) return runMatrix(backup, cases)
+  const job = backupJobScenarios[scenario]
+  if (job !== undefined) return runMatrix(job, cases)
   const recovery = recoveryScenarios[scenario]
   if (recovery !== undefined) return runMatrix(recovery, cases)
   const restore = restoreScenarios[scenario]
