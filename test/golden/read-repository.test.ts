@@ -32,6 +32,7 @@ test('an independent reader restores what Umbra restores', { skip }, async () =>
   })
   const base = { point: full, stream: 'disk' }
   const incremental = await written(repository, first.length, async (stream) => {
+    assert.deepEqual(await Array.fromAsync(stream.unusableChunks()), [])
     await stream.zeroBlocks(0, [0])
     await stream.writeBlocks(0, [1], second.subarray(block, 2 * block))
   }, base)
