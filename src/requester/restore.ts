@@ -155,7 +155,7 @@ async function stageAll(
 ): Promise<void> {
   const meter = new ProgressMeter(environment.clock, environment.onProgress)
   for (const { targets } of plans) for (const { path } of targets) await makeDirectory(dirname(path))
-  await requireSpace(point, plans)
+  await requireSpace(point, plans, environment.repository.chunkSizeBytes)
   for (const { component, caption, targets } of plans) {
     for (const target of targets) {
       const { staged, format } = target
@@ -190,15 +190,22 @@ async function stage(
 }
 
 /** Nothing is begun that the target's file system can not hold: what holds data in the recovery point needs room. */
-async function requireSpace(point: RecoveryPoint, plans: readonly ComponentRestorePlan[]): Promise<void> {
+async function requireSpace(
+  point: RecoveryPoint,
+  plans: readonly ComponentRestorePlan[],
+  chunkSizeBytes: number,
+): Promise<void> {
   const needed = new Map<number, { path: string; bytes: number }>()
   for (const { component, targets } of plans) {
     for (const { source, path } of targets) {
       const directory = dirname(path)
       const stream = 'stream' in source ? `${component.name}/${source.stream}` : undefined
-      const { readBytes = 0 } = point.streams.find(({ name }) => name === stream) ?? {}
+      const { sizeBytes = 0, zeroChunks = 0 } = point.streams.find(({ name }) => name === stream) ?? {}
       const { dev } = await stat(directory)
-      needed.set(dev, { path: directory, bytes: (needed.get(dev)?.bytes ?? 0) + readBytes })
+      needed.set(dev, {
+        path: directory,
+        bytes: (needed.get(dev)?.bytes ?? 0) + Math.max(0, sizeBytes - zeroChunks * chunkSizeBytes),
+      })
     }
   }
   for (const { path, bytes: neededBytes } of needed.values()) {
