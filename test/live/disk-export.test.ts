@@ -5,7 +5,7 @@
 import assert from 'node:assert/strict'
 import { spawn, spawnSync } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
-import { access, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises'
+import { mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { describe, it } from 'node:test'
@@ -106,8 +106,14 @@ async function openNbdkit(size: number, ...args: string[]): Promise<NbdDevice> {
     server.kill()
     await gone
   })
-  await until(() => exists(socketPath))
-  return standingOn(await connectNbd({ socketPath, exportName: '' }), stack.move())
+  // The socket's file is there a moment before anybody listens.
+  let device: NbdDevice | undefined
+  await until(async () => {
+    device = await connectNbd({ socketPath, exportName: '' }).catch(() => undefined)
+    return device !== undefined
+  })
+  assert.ok(device !== undefined)
+  return standingOn(device, stack.move())
 }
 
 async function openNbdkitSource(content: Uint8Array, ...args: string[]): Promise<NbdDevice> {
@@ -122,13 +128,6 @@ async function until(condition: () => Promise<boolean> | boolean): Promise<void>
     await setTimeout(10)
   }
   assert.fail('the condition was not met within 5 s')
-}
-
-function exists(path: string): Promise<boolean> {
-  return access(path).then(
-    () => true,
-    () => false,
-  )
 }
 
 /** True while the process runs; a zombie does not. */

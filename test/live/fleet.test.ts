@@ -1,6 +1,7 @@
 /**
  * Thirty real guests with two disks each, in one snapshot set (A3): all of them, then none of them, and nothing is left on
  * the host either way.
+ * Runs alone: its guests must answer in time.
  */
 import assert from 'node:assert/strict'
 import { execFileSync } from 'node:child_process'
