@@ -2,6 +2,7 @@
  * Backup and restore of real VMs when things go wrong: Umbra killed at the worst moments, libvirtd restarted, guests that
  * do not answer, full disks, damaged repositories. Whatever happens, the VMs run thawed on their own disks afterwards and
  * no recovery point is listed that does not restore.
+ * Runs alone: its guests must answer in time.
  */
 
 import assert from 'node:assert/strict'
