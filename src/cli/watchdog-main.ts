@@ -11,6 +11,7 @@ import { followSession } from '../requester/watchdog.ts'
 
 const journal = process.argv[2] ?? ''
 const thawLimitMs = 20_000
+const pauseMs = 2000
 
 // Connected before the session freezes anything, so that a thaw needs nothing new.
 const { header } = readJournal(await readFile(journal, 'utf8'))
@@ -24,5 +25,14 @@ async function thawAll(): Promise<void> {
   await Promise.allSettled(thaws.map((record) => runUndo(record, undoHandlers(hypervisor), systemClock, thawLimitMs)))
 }
 
+/** A guest that is too busy to answer may answer a moment later, and nobody else may come for hours. */
+async function recoverAll(): Promise<void> {
+  for (let triesLeft = 10; triesLeft > 0; triesLeft -= 1) {
+    const recovered = await recover({ stateDirectory: dirname(dirname(journal)) }, journal)
+    if (recovered.every(({ failed }) => failed.length === 0)) return
+    await systemClock.sleep(pauseMs)
+  }
+}
+
 const end = await followSession(process.stdin, systemClock, thawAll)
-if (end === 'broken off') await recover({ stateDirectory: dirname(dirname(journal)) }, journal)
+if (end === 'broken off') await recoverAll()
