@@ -8,7 +8,7 @@ import type { BlockSink, BlockSource } from '../disk/block-device.ts'
 /** Reads or writes in flight per disk. */
 const lanes = 8
 /** A file system lets one write into a file at a time; many at once only burn the processor while they wait in turn. */
-const writesAtOnce = 3
+const writesAtOnce = 2
 
 export interface TransferOptions {
   readonly chunkSizeBytes: number
