@@ -198,7 +198,8 @@ function decodeJson(text: string): JsonObject {
 }
 
 function parseXml(xml: string, document: string): Element {
-  const onError = (_level: string, message: string) => {
+  const onError = (level: string, message: string) => {
+    if (level === 'warning' && message.startsWith('Unicode replacement character')) return // U+FFFD is a character too
     throw new Error(message)
   }
   try {
