@@ -31,7 +31,6 @@ export function parseXml(text: string, rootName: string, vm = 'the VM'): XmlDocu
 function parse(text: string, refuse: (reason: string, cause?: unknown) => Error): Document {
   const complaints: string[] = []
   const onError = (level: string, message: string) => {
-    if (level === 'warning' && message.startsWith('Unicode replacement character')) return // U+FFFD is a character too
     if (level !== 'warning') complaints.push(message)
   }
   try {
