@@ -7,19 +7,18 @@
 import { after, describe, test } from 'node:test'
 import type { Fault } from '../sim/faulty.ts'
 import { backupJobScenarios } from './backup-job-scenarios.ts'
-import type { Cases } from './matrix.ts'
+import { type Cases, everyFault } from './matrix.ts'
 import { MatrixPool } from './matrix-pool.ts'
 
 const pool = new MatrixPool()
 after(() => pool.close())
 
-const every = process.env.UMBRA_TEST_EVERY_FAULT === '1'
-const timeout = every ? 900_000 : 110_000
+const timeout = everyFault ? 900_000 : 110_000
 const failing: readonly Fault[] = ['fail after', 'hang before', 'fail before', 'cancel after', 'hang after']
 
 describe('the fault matrix of a backup by jobs', { concurrency: pool.size }, () => {
   /** One of so many, unless all of them are run. */
-  const some = (oneOf: number) => ({ oneOf: every ? 1 : oneOf })
+  const some = (oneOf: number) => ({ oneOf: everyFault ? 1 : oneOf })
   for (const [scenario, { dies, weight }] of Object.entries(backupJobScenarios)) {
     const run = (what: string, cases: Cases) =>
       test(`${scenario}, ${what}`, { timeout }, (t) => pool.run(t, { scenario, ...cases }))

@@ -27,6 +27,9 @@ const filters = {
   'may fail': (call: string) => !/ files\.rm\(\d{8}T\d{6}Z-/.test(call),
 }
 
+/** All of what is only sampled otherwise: some minutes more. */
+export const everyFault = process.env.UMBRA_TEST_EVERY_FAULT === '1'
+
 export interface Cases {
   readonly faults: readonly Fault[]
   readonly at?: keyof typeof filters

@@ -1,7 +1,6 @@
 /**
  * guest/umbra-guest in real guests: classic LVM, thin LVM, btrfs, one boot each, with the writer at work. The order of
  * tests matters within a guest: each leaves nothing behind, and that is part of what it says.
- * Runs alone: its guests must answer in time.
  */
 import assert from 'node:assert/strict'
 import { after, before, describe, it } from 'node:test'

@@ -1,7 +1,6 @@
 /**
  * Auto-recovery with a real kernel: disks on which a guest took its own snapshots (helper-vm-scene.ts) are rolled back by the
  * helper VM, and by umbra-revert beside their originals. Needs QEMU and Debian's packages; no root, no KVM, no device.
- * Runs alone: its guests must answer in time.
  */
 import assert from 'node:assert/strict'
 import { spawn, spawnSync } from 'node:child_process'

@@ -1,7 +1,6 @@
 /**
  * The backup integration service in a real guest, both ways: the scripts handed over through the agent's exec, and the
  * package's service for an agent that may run nothing. The times printed are what the host adds to the guest's hold.
- * Runs alone: its guests must answer in time.
  */
 import assert from 'node:assert/strict'
 import { execFileSync } from 'node:child_process'
