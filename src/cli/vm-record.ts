@@ -142,11 +142,10 @@ export function remarks(vm: VmRecord): string[] {
   ]
 }
 
-/** Why a disk was read whole where a provider tracks changes. */
+/** Why a disk was read whole although there was a recovery point to build upon. */
 function readWhole({ target, how, since, because }: Disk): string[] {
-  if (because === undefined || how === undefined || how === 'changed') return []
-  const compared = since === undefined ? '' : ` and compared with ${since}`
-  return [`${target} was read whole${compared}: ${because}`]
+  if (how !== 'compared' || because === undefined) return []
+  return [`${target} was read whole and compared with ${since ?? 'the last recovery point'}: ${because}`]
 }
 
 export const leftOut = ({ excluded }: VmRecord): string[] =>
