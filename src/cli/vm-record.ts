@@ -142,7 +142,7 @@ export function remarks(vm: VmRecord): string[] {
   ]
 }
 
-/** Why a disk was read whole although there was a recovery point to build upon. */
+/** Why a disk was read whole although there was a recovery point to compare it with. */
 function readWhole({ target, how, since, because }: Disk): string[] {
   if (how !== 'compared' || because === undefined) return []
   return [`${target} was read whole and compared with ${since ?? 'the last recovery point'}: ${because}`]

@@ -5,16 +5,7 @@ import assert from 'node:assert/strict'
 import { it } from 'node:test'
 import fc from 'fast-check'
 import type { Extent } from './block-device.ts'
-import {
-  alignRanges,
-  clipRanges,
-  intersectRanges,
-  mergeExtentStream,
-  mergeExtents,
-  mergeRanges,
-  type Range,
-  totalBytes,
-} from './extents.ts'
+import { clipRanges, mergeExtentStream, mergeExtents, type Range } from './extents.ts'
 
 const diskBytes = 200
 
@@ -43,14 +34,6 @@ function bytesOf(ranges: readonly Range[]): Set<number> {
   return new Set(ranges.flatMap(({ offset, length }) => Array.from({ length }, (_, i) => offset + i)))
 }
 
-function assertSeparate(ranges: readonly Range[]): void {
-  ranges.forEach((range, i) => {
-    const next = ranges[i + 1]
-    assert.ok(range.length > 0)
-    assert.ok(next === undefined || range.offset + range.length < next.offset)
-  })
-}
-
 it('merging extents keeps every byte of its kind and leaves no two neighbours of one kind', () => {
   fc.assert(
     fc.property(extentList, (extents) => {
@@ -76,46 +59,11 @@ it('merging a stream of extents gives what merging the list gives', async () => 
   )
 })
 
-it('merged ranges cover the same bytes and do not touch', () => {
-  fc.assert(
-    fc.property(rangeList, (ranges) => {
-      const merged = mergeRanges(ranges)
-      assert.deepEqual(bytesOf(merged), bytesOf(ranges))
-      assert.equal(totalBytes(merged), bytesOf(ranges).size)
-      assertSeparate(merged)
-    }),
-  )
-})
-
 it('clipping keeps the bytes inside and no other', () => {
   fc.assert(
     fc.property(rangeList, fc.nat({ max: diskBytes }), fc.nat({ max: diskBytes }), (ranges, offset, length) => {
       const window = bytesOf([{ offset, length }])
       assert.deepEqual(bytesOf(clipRanges(ranges, offset, length)), bytesOf(ranges).intersection(window))
-    }),
-  )
-})
-
-it('aligned ranges are the chunks touched, up to the end of the disk', () => {
-  fc.assert(
-    fc.property(rangeList, fc.integer({ min: 1, max: 50 }), (ranges, chunk) => {
-      const touched = new Set([...bytesOf(ranges)].map((byte) => Math.floor(byte / chunk)))
-      const expected = Array.from({ length: diskBytes }, (_, byte) => byte).filter((byte) =>
-        touched.has(Math.floor(byte / chunk)),
-      )
-      const aligned = alignRanges(ranges, chunk, diskBytes)
-      assert.deepEqual(bytesOf(aligned), new Set(expected))
-      assertSeparate(aligned)
-    }),
-  )
-})
-
-it('the intersection is the bytes of both', () => {
-  fc.assert(
-    fc.property(rangeList, rangeList, (first, second) => {
-      const common = intersectRanges(mergeRanges(first), mergeRanges(second))
-      assert.deepEqual(bytesOf(common), bytesOf(first).intersection(bytesOf(second)))
-      assertSeparate(common)
     }),
   )
 })

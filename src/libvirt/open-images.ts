@@ -1,6 +1,7 @@
 /**
  * Images at rest, opened for reading: raw files as the files they are, all others through one server of QEMU's.
  */
+import { invariant } from '../base/failure.ts'
 import type { BlockSource } from '../disk/block-device.ts'
 import { type DiskExport, type DiskExportOptions, type ExportedDisk, exportDisks } from './disk-export.ts'
 import { openRawImage } from './raw-image.ts'
@@ -24,8 +25,11 @@ export async function openImagesAtRest(
   return {
     async open(name) {
       const file = files.get(name)
-      if (file === undefined && served !== undefined) return await served.open(name)
-      const source = await openRawImage(file ?? name)
+      if (file === undefined) {
+        invariant(served !== undefined, `no image ${name} was named`)
+        return await served.open(name)
+      }
+      const source = await openRawImage(file)
       open.add(source)
       return source
     },

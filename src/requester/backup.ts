@@ -115,14 +115,24 @@ async function backupInSession(
     repository,
     selected.flatMap(({ volumes }) => volumes),
   )
-  components.setBackupStamps(earlier.asBackupStamps(repository.id, draft.id, environment.readAll === true))
+  components.setBackupStamps(earlier.asBackupStamps(repository.id, draft.id))
   await session.guarded()
   signal.throwIfAborted()
   const created = await components.doSnapshotSet()
 
   const { chunkSizeBytes, blockSizeBytes } = repository
-  const { limitReads = (source: BlockSource) => source } = environment
-  const transfer = { chunkSizeBytes, blockSizeBytes, providers, earlier, limitReads, signal, clock, onProgress }
+  const { limitReads = (source: BlockSource) => source, readAll = false } = environment
+  const transfer = {
+    chunkSizeBytes,
+    blockSizeBytes,
+    providers,
+    earlier,
+    readAll,
+    limitReads,
+    signal,
+    clock,
+    onProgress,
+  }
   const disks = await transferAll(created.copies, components.outcomes(), draft, { ...transfer, emit: events.emit })
   for (const component of selected) components.setBackupSucceeded(component, true)
   const vms = components.outcomes().map(({ component, metadata }) => ({

@@ -39,9 +39,9 @@ export class EarlierBackups {
     return (this.#points.get(volumeStream(volume)) ?? []).map(({ id }) => id)
   }
 
-  /** What the provider is told; `next` is the id of the new point. `trustNone`: nothing may be built upon. */
-  asBackupStamps(owner: string, next: string, trustNone: boolean): BackupStamps {
-    return { owner, next, previous: (volume) => (trustNone ? [] : this.#stamps(volume)) }
+  /** What the provider is told; `next` is the id of the new point. */
+  asBackupStamps(owner: string, next: string): BackupStamps {
+    return { owner, next, previous: (volume) => this.#stamps(volume) }
   }
 
   /** The point with that stamp, or the newest; undefined when there is none whose disk had this size. */

@@ -3,7 +3,7 @@
  * compared by hash with the last recovery point.
  */
 import type { Clock } from '../base/clock.ts'
-import { describeError } from '../base/failure.ts'
+import { describeError, Failure } from '../base/failure.ts'
 import type { BlockSource } from '../disk/block-device.ts'
 import { openHostFile } from '../disk/host-file.ts'
 import type { PointDraft, StreamWriter } from '../repository/repository.ts'
@@ -38,6 +38,8 @@ export interface TransferEnvironment {
   readonly blockSizeBytes: number
   readonly providers: readonly Provider[]
   readonly earlier: EarlierBackups
+  /** Trust no change tracking. */
+  readonly readAll: boolean
   /** Wraps what is read from, to slow it down. */
   readonly limitReads: (source: BlockSource) => BlockSource
   readonly signal: AbortSignal
@@ -78,19 +80,31 @@ async function transferDisk(
   environment: TransferEnvironment,
   meter: ProgressMeter,
 ): Promise<BackedUpDisk> {
-  const { providers, earlier, emit, limitReads } = environment
+  const { providers, earlier, readAll, emit, limitReads } = environment
   await using source = limitReads(await open())
   meter.begin(`${volume.caption} ${volume.name}`, source.sizeBytes)
-  const built = builtUpon(changes, (stamp) => earlier.point(volume, source.sizeBytes, stamp))
+  const wanted = builtUpon(readAll ? doubted : changes, (stamp) => earlier.point(volume, source.sizeBytes, stamp))
   const name = volumeStream(volume)
-  const base = built.point === undefined ? undefined : { point: built.point, stream: name }
-  await using stream = await draft.openStream(name, source.sizeBytes, base)
+  const { opened, built } = await openStream(draft, name, source.sizeBytes, wanted)
+  await using stream = opened
   const { how, readBytes } = await fill(stream, source, built, name, environment, meter)
   const { sizeBytes, storedBytes } = await stream.finish()
   const said = `${volume.name}: ${readBytes} bytes read${how.how === 'changed' ? ' of what changed' : ''}, ${storedBytes} stored`
   emit({ event: 'Transfer', vm: volume.caption, detail: how.because === undefined ? said : `${said}; ${how.because}` })
   const madeBy = providers.find(({ id }) => id === provider)?.name ?? provider
   return { target: volume.name, provider: madeBy, sizeBytes, readBytes, storedBytes, ...how }
+}
+
+/** An earlier point may have been removed, or found damaged, since it was chosen: then the disk stands by itself. */
+async function openStream(draft: PointDraft, name: string, sizeBytes: number, built: BuiltUpon) {
+  if (built.point === undefined) return { opened: await draft.openStream(name, sizeBytes), built }
+  try {
+    return { opened: await draft.openStream(name, sizeBytes, { point: built.point, stream: name }), built }
+  } catch (error) {
+    if (!(error instanceof Failure) || !error.code.startsWith('RECOVERY_POINT_')) throw error
+    const alone: BuiltUpon = { point: undefined, because: describeError(error) }
+    return { opened: await draft.openStream(name, sizeBytes), built: alone }
+  }
 }
 
 type Point = NonNullable<ReturnType<EarlierBackups['point']>>
@@ -101,6 +115,9 @@ interface BuiltUpon {
   readonly changes?: Extract<Changes, { since: string }>
   readonly because?: string
 }
+
+/** What is asked for with `readAll`. */
+const doubted: Changes = { since: undefined, reason: 'no change tracking was to be trusted' }
 
 /** A point may have been removed, or be of another size, since its stamp was found good. */
 function builtUpon(changes: Changes | undefined, earlier: (stamp?: string) => Point | undefined): BuiltUpon {
