@@ -28,6 +28,7 @@ function sandbox(writer: Partial<Freezable> = {}, limits: SessionLimits = defaul
     expire: () => writer.expire?.() ?? ['app: was still frozen'],
   }
   const quiet = {
+    settled: async () => void trace.push('settled'),
     hold: (windowMs: number) => void trace.push(`hold ${windowMs}`),
     release: () => void trace.push('release'),
   }
@@ -41,7 +42,7 @@ describe('Freeze to Thaw', () => {
       await using _frozen = await freeze()
       trace.push('body')
     }
-    assert.deepEqual(trace, ['hold 60000', 'freeze', 'body', 'thaw at 0', 'release'])
+    assert.deepEqual(trace, ['settled', 'hold 60000', 'freeze', 'body', 'thaw at 0', 'release'])
   })
 
   test('closes itself after 60 s though the provider hangs, and the body fails with VSS_WRITER_TIMEOUT', async () => {
@@ -54,7 +55,7 @@ describe('Freeze to Thaw', () => {
       code: 'VSS_WRITER_TIMEOUT',
       message: 'freezing took too long (the window is 60000 ms): app: was still frozen',
     })
-    assert.deepEqual(trace, ['hold 60000', 'freeze', 'thaw at 60000', 'release'])
+    assert.deepEqual(trace, ['settled', 'hold 60000', 'freeze', 'thaw at 60000', 'release'])
     assert.equal(clock.pending, 0)
   })
 
@@ -66,7 +67,7 @@ describe('Freeze to Thaw', () => {
       trace.push('body ends')
     }
     await assert.rejects(clock.drive(body()), { code: 'VSS_WRITER_TIMEOUT' })
-    assert.deepEqual(trace, ['hold 60000', 'freeze', 'thaw at 60000', 'body ends', 'release'])
+    assert.deepEqual(trace, ['settled', 'hold 60000', 'freeze', 'thaw at 60000', 'body ends', 'release'])
   })
 
   test('its limit can be lowered', async () => {
@@ -76,20 +77,20 @@ describe('Freeze to Thaw', () => {
       await frozen.within(never)
     }
     await assert.rejects(clock.drive(body()), { code: 'VSS_WRITER_TIMEOUT' })
-    assert.deepEqual(trace, ['hold 20000', 'freeze', 'thaw at 20000', 'release'])
+    assert.deepEqual(trace, ['settled', 'hold 20000', 'freeze', 'thaw at 20000', 'release'])
   })
 
   test('a freeze that failed is thawed anyway, and its own failure is told', async () => {
     const { trace, freeze, clock } = sandbox({ freeze: () => Promise.reject(new Error('refused')) })
     await assert.rejects(freeze(), { message: 'refused' })
-    assert.deepEqual(trace, ['hold 60000', 'freeze', 'thaw at 0', 'release'])
+    assert.deepEqual(trace, ['settled', 'hold 60000', 'freeze', 'thaw at 0', 'release'])
     assert.equal(clock.pending, 0)
   })
 
   test('a freeze that hangs is thawed at the limit', async () => {
     const { clock, trace, freeze } = sandbox({ freeze: () => never, expire: () => ['app: did not answer Freeze'] })
     await assert.rejects(clock.drive(freeze()), { code: 'VSS_WRITER_TIMEOUT', message: /did not answer Freeze/ })
-    assert.deepEqual(trace, ['hold 60000', 'freeze', 'thaw at 60000', 'release'])
+    assert.deepEqual(trace, ['settled', 'hold 60000', 'freeze', 'thaw at 60000', 'release'])
   })
 
   test('when thawing fails after a freeze that failed, the freeze is what is told first', async () => {
@@ -156,7 +157,7 @@ describe('held writes', () => {
       await held.within(frozen.within(never))
     }
     await assert.rejects(clock.drive(body()), { code: 'VSS_HOLD_WRITES_TIMEOUT' })
-    assert.deepEqual(trace, ['hold 60000', 'freeze', 'thaw at 10000', 'release'])
+    assert.deepEqual(trace, ['settled', 'hold 60000', 'freeze', 'thaw at 10000', 'release'])
     assert.equal(clock.pending, 0)
   })
 
