@@ -4,7 +4,6 @@
  */
 import { availableParallelism } from 'node:os'
 import { join } from 'node:path'
-import { fileURLToPath } from 'node:url'
 import type { UndoHandlers } from './base/cleanup.ts'
 import { systemClock } from './base/clock.ts'
 import { makeDirectory } from './base/make-directory.ts'
@@ -38,6 +37,7 @@ import { type JournalHeader, type Recovered, recoverInterrupted, recoverJournal 
 import type { RestoreEnvironment } from './requester/restore.ts'
 import { journalDirectory, type SessionOptions, workDirectory } from './requester/session.ts'
 import { startWatchdog } from './requester/watchdog.ts'
+import { takeWatchdogProcess } from './requester/watchdog-process.ts'
 import type { RecoveryWay } from './vm/auto-recovery.ts'
 import type { Hypervisor } from './vm/hypervisor.ts'
 import { type BackupPolicy, defaultPolicy } from './vm/method.ts'
@@ -131,14 +131,13 @@ function sessionOptions(
   what: SessionOptions['what'],
   signal: AbortSignal,
 ): SessionOptions {
-  const watchdog = fileURLToPath(new URL('./cli/watchdog-main.ts', import.meta.url))
   return {
     what,
     stateDirectory: settings.stateDirectory,
     uri: hypervisor.uri,
     handlers: undoHandlers(hypervisor),
     clock: systemClock,
-    startWatchdog: (journal) => startWatchdog({ command: [process.execPath, watchdog, journal] }),
+    startWatchdog: (journal) => startWatchdog({ process: takeWatchdogProcess(), journal }),
     signal,
   }
 }

@@ -5,7 +5,6 @@
 import { readFile } from 'node:fs/promises'
 import { homedir } from 'node:os'
 import { dirname, isAbsolute, join, resolve } from 'node:path'
-import { parse } from 'yaml'
 import * as z from 'zod'
 import { ageForm, parseAge } from './base/age.ts'
 import { failure } from './errors.ts'
@@ -212,6 +211,7 @@ async function readFileContent(path: string, isNamed: boolean): Promise<FileCont
     if (missing && !isNamed) return undefined
     throw refuse(missing ? 'there is no such file' : (error as Error).message)
   }
+  const { parse } = await import('yaml') // takes longer to load than most commands need, and most hosts have no file
   let value: unknown
   try {
     value = parse(text)

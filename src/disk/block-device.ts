@@ -19,6 +19,12 @@ export interface BlockSource extends AsyncDisposable {
   extents(offset: number, length: number): AsyncIterable<Extent>
 }
 
+/** A disk whose bytes lie in memory of its own when they are read. */
+export interface LendingSource extends BlockSource {
+  /** As `read`, without a copy where that is possible: the bytes are valid until `use` has resolved. */
+  withBytes(offset: number, length: number, use: (data: Uint8Array) => Promise<void>): Promise<void>
+}
+
 /** A disk that can be written. Disposal closes without flushing: call `flush` before you call it complete. */
 export interface BlockSink extends AsyncDisposable {
   readonly sizeBytes: number

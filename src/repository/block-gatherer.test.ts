@@ -3,16 +3,19 @@
  */
 import assert from 'node:assert/strict'
 import { randomBytes } from 'node:crypto'
-import { test } from 'node:test'
+import { afterEach, test } from 'node:test'
+import { ChunkBuffers } from '../../test/sim/chunk-buffers.ts'
 import { BlockGatherer } from './block-gatherer.ts'
 import type { GatheredBlocks } from './map-log.ts'
 
 const blockBytes = 64 * 1024
 const recordBytes = 4 * blockBytes
+const buffers = new ChunkBuffers(recordBytes)
+afterEach(() => assert.equal(buffers.outstanding, 0, 'a buffer was not given back'))
 
 test('many at once: every block stands where its caller was told, and records are full but the last', async () => {
   const records: Buffer[] = []
-  const gatherer = new BlockGatherer(recordBytes, async (plain) => {
+  const gatherer = new BlockGatherer(recordBytes, buffers, async (plain) => {
     const copy = Buffer.from(plain)
     await new Promise(setImmediate)
     assert.deepEqual(plain, copy, 'nobody writes into a record that is being stored')
@@ -45,7 +48,9 @@ test('many at once: every block stands where its caller was told, and records ar
 
 test('the short block at the end of a disk takes the room of a whole one, followed by zeros', async () => {
   const records: Buffer[] = []
-  const gatherer = new BlockGatherer(recordBytes, async (plain) => Buffer.from([records.push(Buffer.from(plain))]))
+  const gatherer = new BlockGatherer(recordBytes, buffers, async (plain) =>
+    Buffer.from([records.push(Buffer.from(plain))]),
+  )
   const add = (bytes: Buffer) => gatherer.add([{ block: 0, bytes }], () => undefined)
   for (let count = 0; count < 4; count += 1) await add(Buffer.alloc(blockBytes, 0xff))
   await add(Buffer.alloc(10, 1))
@@ -57,7 +62,7 @@ test('the short block at the end of a disk takes the room of a whole one, follow
 
 test('when a record can not be stored, its caller and everybody after is told', async () => {
   let calls = 0
-  const gatherer = new BlockGatherer(blockBytes, async () => {
+  const gatherer = new BlockGatherer(blockBytes, buffers, async () => {
     calls += 1
     throw new Error('no space')
   })
@@ -65,5 +70,6 @@ test('when a record can not be stored, its caller and everybody after is told', 
   await Promise.all([assert.rejects(add(), /no space/), assert.rejects(add(), /no space/)])
   await assert.rejects(add(), /no space/)
   await assert.rejects(gatherer.finish(), /no space/)
+  gatherer[Symbol.dispose]()
   assert.equal(calls, 1)
 })

@@ -2,6 +2,7 @@
  * BlockGatherer: collects blocks of one stream, in the order of their arrival, into records of a chunk's size. One buffer:
  * who comes while it is being stored waits.
  */
+import type { ChunkBuffer } from './chunk-buffer.ts'
 import { blockSizeBytes } from './format.ts'
 import type { GatheredBlocks } from './map-log.ts'
 
@@ -11,17 +12,26 @@ export interface BlockBytes {
   readonly bytes: Buffer
 }
 
-export class BlockGatherer {
+export interface BufferLender {
+  lendBuffer(): ChunkBuffer
+}
+
+/** Answers the id of a record, which stands at the beginning of `from`; the bytes are its own until then. */
+export type StoreRecord = (plain: Buffer, from: ChunkBuffer) => Promise<Buffer>
+
+/** Disposal gives its buffer back. */
+export class BlockGatherer implements Disposable {
   readonly #recordBytes: number
-  readonly #store: (plain: Buffer) => Promise<Buffer>
+  readonly #lender: BufferLender
+  readonly #store: StoreRecord
   readonly #ids: Buffer[] = []
-  #buffer: Buffer | undefined
+  #buffer: ChunkBuffer | undefined
   #filled = 0
   #turn: Promise<void> = Promise.resolve()
 
-  /** `store` answers the id of a record; the bytes are its own until then. */
-  constructor(recordBytes: number, store: (plain: Buffer) => Promise<Buffer>) {
+  constructor(recordBytes: number, lender: BufferLender, store: StoreRecord) {
     this.#recordBytes = recordBytes
+    this.#lender = lender
     this.#store = store
   }
 
@@ -39,7 +49,6 @@ export class BlockGatherer {
   async finish(): Promise<readonly Buffer[]> {
     await this.#turn
     await this.#flush()
-    this.#buffer = undefined
     return this.#ids
   }
 
@@ -57,15 +66,22 @@ export class BlockGatherer {
 
   /** Every block takes a block's room: a short one is followed by zeros. */
   #copy(bytes: Buffer): void {
-    this.#buffer ??= Buffer.alloc(this.#recordBytes)
-    this.#buffer.set(bytes, this.#filled)
-    this.#buffer.fill(0, this.#filled + bytes.length, this.#filled + blockSizeBytes)
+    this.#buffer ??= this.#lender.lendBuffer()
+    bytes.copy(this.#buffer.bytes, this.#filled)
+    this.#buffer.bytes.fill(0, this.#filled + bytes.length, this.#filled + blockSizeBytes)
     this.#filled += blockSizeBytes
   }
 
   async #flush(): Promise<void> {
-    if (this.#buffer === undefined || this.#filled === 0) return
-    this.#ids.push(await this.#store(this.#buffer.subarray(0, this.#filled)))
+    if (this.#buffer === undefined) return
+    using buffer = this.#buffer
+    this.#buffer = undefined
+    this.#ids.push(await this.#store(buffer.bytes.subarray(0, this.#filled), buffer))
     this.#filled = 0
+  }
+
+  [Symbol.dispose](): void {
+    this.#buffer?.[Symbol.dispose]()
+    this.#buffer = undefined
   }
 }

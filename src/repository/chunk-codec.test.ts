@@ -45,8 +45,8 @@ for (const [how, seal] of Object.entries(seals)) {
           .subarray(stored.storedAt, stored.storedAt + stored.storedBytes)
           .includes(plain.subarray(0, 16))
         if (seal.encrypted && plain.length >= 16) assert.equal(isReadable, false)
-        const plainAt = await threads.decode(buffer, { ...record, ...stored })
-        assert.ok(plain.equals(buffer.subarray(plainAt, plainAt + plain.length)))
+        await threads.decode(buffer, { ...record, ...stored })
+        assert.ok(plain.equals(buffer.subarray(stored.storedAt, stored.storedAt + plain.length)))
         threads.giveBuffer(buffer)
       }
     })
@@ -62,8 +62,8 @@ for (const [how, seal] of Object.entries(seals)) {
         buffer.set(plain)
         const stored = await threads.encode(buffer, { ...record, level: 1 })
         assert.ok(stored.storedBytes < 1000)
-        const plainAt = await threads.decode(buffer, { ...record, ...stored })
-        assert.ok(plain.equals(buffer.subarray(plainAt, plainAt + plain.length)))
+        await threads.decode(buffer, { ...record, ...stored })
+        assert.ok(plain.equals(buffer.subarray(stored.storedAt, stored.storedAt + plain.length)))
       }),
     )
   })
@@ -89,7 +89,7 @@ for (const plainBytes of [10_000, 300_000]) {
       buffer.set(bytes)
       return threads.decode(buffer, { ...good, ...record })
     }
-    assert.equal(await decode(packed, {}), 0)
+    await decode(packed, {})
     await assert.rejects(decode(packed, { id: randomBytes(32) }), FormatError)
     await assert.rejects(decode(packed, { plainBytes: plainBytes - 1 }), FormatError)
     await assert.rejects(decode(packed, { plainBytes: plainBytes + 1 }), FormatError)

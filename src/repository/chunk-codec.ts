@@ -18,8 +18,8 @@ export interface PlainRecord {
   readonly id: Uint8Array
   readonly kind: RecordKind
   readonly plainBytes: number
-  /** Of zstd. */
-  readonly level: number
+  /** Of zstd; undefined: not to be compressed. */
+  readonly level: number | undefined
 }
 
 /** What became of a plain record, and where in the buffer its stored bytes stand. */
@@ -59,7 +59,7 @@ const headerOf = (record: Omit<RecordHeader, 'id'> & { id: Uint8Array }): Record
 
 /** Writes what zstd made of the plain bytes to `at` and answers its length; undefined when it is not shorter. */
 function compressInPlace(buffer: Buffer, { plainBytes, level }: PlainRecord, at: number): number | undefined {
-  if (looksIncompressible(buffer.subarray(0, plainBytes))) return undefined
+  if (level === undefined) return undefined
   const packed = zstdCompressSync(buffer.subarray(0, plainBytes), {
     // One output buffer for all there can be: with Node's 16 KiB pieces this takes two to three times as long.
     chunkSize: plainBytes + Math.ceil(plainBytes / 128) + 512,
@@ -74,30 +74,29 @@ function compressInPlace(buffer: Buffer, { plainBytes, level }: PlainRecord, at:
 }
 
 /**
- * Turns a record within `buffer` into its plain bytes, proven by its tag if it is encrypted, then by its id, and answers
- * where in `buffer` they begin. FormatError when they are not what the id says.
+ * Turns the stored bytes of a record within `buffer` into its plain bytes, which begin where those did; proven by its tag
+ * if it is encrypted, then by its id. FormatError when they are not what the id says.
  */
-export function decodeInPlace(buffer: Buffer, record: StoredRecord, keys: RecordKeys | undefined): number {
+export function decodeInPlace(buffer: Buffer, record: StoredRecord, keys: RecordKeys | undefined): void {
   const stored = buffer.subarray(record.storedAt, record.storedAt + record.storedBytes)
   check(stored.length === record.storedBytes, 'the record is cut off')
-  check(record.plainBytes <= buffer.length, `a record of ${record.plainBytes} bytes`)
+  check(record.storedAt + record.plainBytes <= buffer.length, `a record of ${record.plainBytes} bytes`)
   check(record.encrypted || keys === undefined, 'a record that is not encrypted')
   check(!record.encrypted || keys !== undefined, 'an encrypted record where there is no encryption')
-  const inner = keys === undefined ? stored : openRecord(buffer, stored, headerOf(record), keys)
+  const inner = keys === undefined ? stored : openRecord(stored, headerOf(record), keys)
   if (record.encoding === encodings.raw) {
     check(inner.length === record.plainBytes, 'a raw record of the wrong length')
     checkId(inner, record, keys)
-    return keys === undefined ? record.storedAt : 0
+    return
   }
   const plain = expand(inner, record.plainBytes)
   try {
     check(plain.length === record.plainBytes, `${plain.length} bytes instead of ${record.plainBytes}`)
     checkId(plain, record, keys)
-    buffer.set(plain)
+    plain.copy(buffer, record.storedAt)
   } finally {
     freeNow(plain)
   }
-  return 0
 }
 
 function checkId(plain: Buffer, { id }: StoredRecord, keys: RecordKeys | undefined): void {

@@ -60,8 +60,8 @@ export class ChunkStore {
     return this.known.usable(id)
   }
 
-  /** Calls `use` with the plain bytes of chunk `id`, which are valid only during the call. FormatError says what is wrong. */
-  async withChunk<T>(id: Buffer, use: (plain: Buffer) => T, keptAs: KeptAs = 'whole'): Promise<T> {
+  /** Calls `use` with the plain bytes of chunk `id`, which are valid until it has resolved. FormatError says what is wrong. */
+  async withChunk<T>(id: Buffer, use: (plain: Buffer) => T | Promise<T>, keptAs: KeptAs = 'whole'): Promise<T> {
     return this.#decoded.with(id, keptAs, use)
   }
 
@@ -115,10 +115,10 @@ export class ChunkStore {
       const header = readRecordHeader(target.subarray(0, length))
       check(isIt(header.id), 'another chunk is stored in its place')
       check(recordHeaderBytes + header.storedBytes <= length, 'the record is cut off')
-      // The header's id is a view of the buffer, which the plain bytes overwrite.
-      const record = { ...header, id: Uint8Array.from(header.id), storedAt: recordHeaderBytes }
-      const plainAt = await this.threads.decode(buffer, record)
-      return { buffer, plain: buffer.subarray(plainAt, plainAt + header.plainBytes) }
+      const storedAt = recordHeaderBytes
+      // The header's id is a view of the buffer, which the threads need apart.
+      await this.threads.decode(buffer, { ...header, id: Uint8Array.from(header.id), storedAt })
+      return { buffer, plain: buffer.subarray(storedAt, storedAt + header.plainBytes) }
     } catch (error) {
       this.threads.giveBuffer(buffer)
       throw error

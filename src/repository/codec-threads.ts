@@ -6,6 +6,7 @@
 import { availableParallelism } from 'node:os'
 import { Worker } from 'node:worker_threads'
 import { invariant } from '../base/failure.ts'
+import { AlignedBuffers, type SharedBuffer } from './aligned-buffers.ts'
 import {
   decodeInPlace,
   encodeInPlace,
@@ -15,26 +16,23 @@ import {
   type StoredRecord,
 } from './chunk-codec.ts'
 import type { CodecAnswer, CodecJob } from './codec-worker.ts'
-import { FormatError } from './format.ts'
+import { FormatError, recordHeaderBytes } from './format.ts'
 import type { RecordKeys } from './seal.ts'
 
 /** A job below this is done on the spot: the trip to a thread would cost as much. */
 const smallJobBytes = 64 * 1024
 const mostThreads = 4
 
-/** A buffer all threads see. */
-export type SharedBuffer = Buffer<SharedArrayBuffer>
-
 export interface CodecThreads {
   /** Jobs that keep all threads busy. */
   readonly jobsAtOnce: number
-  /** A buffer of `bufferBytes`, its content anything; give it back. */
+  /** A buffer of `bufferBytes`, its content anything; give it back. What follows a record's header there is aligned to pages. */
   takeBuffer(): SharedBuffer
   giveBuffer(buffer: SharedBuffer): void
   /** Replaces the plain bytes by their stored form. The buffer is the thread's until it resolves. */
   encode(buffer: SharedBuffer, record: PlainRecord): Promise<StoredForm>
-  /** Replaces a record by its plain bytes; answers where they begin. FormatError. The buffer is the thread's meanwhile. */
-  decode(buffer: SharedBuffer, record: StoredRecord): Promise<number>
+  /** Replaces the stored bytes of a record by its plain ones, which begin there. FormatError. The buffer is the thread's meanwhile. */
+  decode(buffer: SharedBuffer, record: StoredRecord): Promise<void>
 }
 
 interface Thread {
@@ -52,28 +50,30 @@ const threadCount = Math.max(1, Math.min(availableParallelism(), mostThreads))
  * not keep the process alive.
  */
 export function codecThreads(bufferBytes: number, keys: RecordKeys | undefined): CodecThreads {
-  const freeBuffers: SharedBuffer[] = []
+  const buffers = new AlignedBuffers(bufferBytes, recordHeaderBytes)
   return {
     jobsAtOnce: threadCount * 2 + 1,
-    takeBuffer: () => freeBuffers.pop() ?? Buffer.from(new SharedArrayBuffer(bufferBytes)),
-    giveBuffer: (buffer) => void freeBuffers.push(buffer),
-    async encode(buffer, record) {
-      const { plainBytes } = record
-      const isQuick = keys === undefined && looksIncompressible(buffer.subarray(0, plainBytes))
+    takeBuffer: () => buffers.take(),
+    giveBuffer: (buffer) => buffers.give(buffer),
+    async encode(buffer, wanted) {
+      const { plainBytes } = wanted
+      const record = looksIncompressible(buffer.subarray(0, plainBytes)) ? { ...wanted, level: undefined } : wanted
+      const isQuick = keys === undefined && record.level === undefined
       if (isQuick || plainBytes <= smallJobBytes) return encodeInPlace(buffer, record, keys)
-      const reply = await run({ kind: 'encode', buffer: buffer.buffer, record, keys })
+      const reply = await run({ kind: 'encode', ...placeOf(buffer), record, keys })
       invariant('stored' in reply, `a codec thread failed: ${JSON.stringify(reply)}`)
       return reply.stored
     },
     async decode(buffer, record) {
       if (record.plainBytes <= smallJobBytes) return decodeInPlace(buffer, record, keys)
-      const reply = await run({ kind: 'decode', buffer: buffer.buffer, record, keys })
+      const reply = await run({ kind: 'decode', ...placeOf(buffer), record, keys })
       if ('damage' in reply) throw new FormatError(reply.damage)
-      invariant('plainAt' in reply, `a codec thread failed: ${JSON.stringify(reply)}`)
-      return reply.plainAt
+      invariant('decoded' in reply, `a codec thread failed: ${JSON.stringify(reply)}`)
     },
   }
 }
+
+const placeOf = ({ buffer, byteOffset, length }: SharedBuffer) => ({ memory: buffer, at: byteOffset, length })
 
 function run(job: CodecJob): Promise<CodecAnswer> {
   const thread = leastBusyThread()

@@ -7,7 +7,9 @@ import { FormatError } from './format.ts'
 import type { RecordKeys } from './seal.ts'
 
 interface Job {
-  readonly buffer: SharedArrayBuffer
+  readonly memory: SharedArrayBuffer
+  readonly at: number
+  readonly length: number
   readonly keys: RecordKeys | undefined
 }
 
@@ -18,15 +20,16 @@ export type CodecJob =
 /** `damage` says why a record is none; `bug` is what should never happen. */
 export type CodecAnswer =
   | { readonly stored: StoredForm }
-  | { readonly plainAt: number }
+  | { readonly decoded: true }
   | { readonly damage: string }
   | { readonly bug: string }
 
 function answer(job: CodecJob): CodecAnswer {
-  const buffer = Buffer.from(job.buffer)
+  const buffer = Buffer.from(job.memory, job.at, job.length)
   try {
     if (job.kind === 'encode') return { stored: encodeInPlace(buffer, job.record, job.keys) }
-    return { plainAt: decodeInPlace(buffer, job.record, job.keys) }
+    decodeInPlace(buffer, job.record, job.keys)
+    return { decoded: true }
   } catch (error) {
     if (error instanceof FormatError) return { damage: error.message }
     return { bug: error instanceof Error ? `${error.stack}` : String(error) }

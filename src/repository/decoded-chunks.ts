@@ -3,7 +3,7 @@
  * and the other again and again: whole chunks, and records that give blocks to many places. After twenty incremental
  * backups a restore takes blocks from twenty such records in turn, between which it reads whole chunks.
  */
-import type { SharedBuffer } from './codec-threads.ts'
+import type { SharedBuffer } from './aligned-buffers.ts'
 
 export interface DecodedChunk {
   readonly buffer: SharedBuffer
@@ -45,8 +45,8 @@ export class DecodedChunks {
     this.#giveBuffer = giveBuffer
   }
 
-  /** Calls `use` with the plain bytes of the chunk, which are valid only during the call. */
-  async with<T>(id: Buffer, keptAs: KeptAs, use: (plain: Buffer) => T): Promise<T> {
+  /** Calls `use` with the plain bytes of the chunk, which are valid until it has resolved. */
+  async with<T>(id: Buffer, keptAs: KeptAs, use: (plain: Buffer) => T | Promise<T>): Promise<T> {
     const name = id.toString('latin1')
     const keptHere = this.#kept.parts.has(name) ? 'parts' : keptAs
     const kept = this.#kept[keptHere]
@@ -56,7 +56,7 @@ export class DecodedChunks {
     kept.set(name, chunk)
     this.#evictOldest(kept, this.#most[keptHere])
     try {
-      return use((await chunk.decoded).plain)
+      return await use((await chunk.decoded).plain)
     } catch (error) {
       if (kept.get(name) === chunk) kept.delete(name)
       chunk.evicted = true

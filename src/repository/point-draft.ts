@@ -6,11 +6,12 @@
 import type { JsonObject } from '../base/cleanup.ts'
 import { invariant } from '../base/failure.ts'
 import { openSlots, type Slots } from '../base/slots.ts'
+import type { SharedBuffer } from './aligned-buffers.ts'
 import type { Backend } from './backend.ts'
 import { asBuffer } from './blake3.ts'
+import { ChunkBuffer } from './chunk-buffer.ts'
 import type { ChunkStore } from './chunk-store.ts'
 import { ChunkTable } from './chunk-table.ts'
-import type { SharedBuffer } from './codec-threads.ts'
 import { refuseGivenUp } from './draft-mark.ts'
 import {
   encodeIndex,
@@ -70,6 +71,13 @@ export interface DraftContext {
 interface Stored {
   readonly id: Buffer
   readonly isNew: boolean
+}
+
+interface StoreOptions {
+  /** `plain` stands at the beginning of this buffer and need not be copied. */
+  readonly from?: ChunkBuffer | undefined
+  /** Told the compressed size of a new chunk, later. */
+  readonly onStored?: (storedBytes: number) => void
 }
 
 export class OpenDraft implements PointDraft {
@@ -166,30 +174,36 @@ export class OpenDraft implements PointDraft {
     if (hasParts) this.#features.add(partsFeature)
   }
 
-  /**
-   * Stores `plain` unless it is there. Resolves when it is accepted: the buffer may be used again. `onStored` is told the
-   * compressed size of a new chunk, later.
-   */
-  async store(kind: RecordKind, plain: Buffer, onStored?: (storedBytes: number) => void): Promise<Stored> {
+  /** Room for a chunk: what is stored from there is not copied. The caller disposes it. */
+  lendBuffer(): ChunkBuffer {
+    return new ChunkBuffer(this.context.store.threads)
+  }
+
+  /** Stores `plain` unless it is there. Resolves when it is accepted: its memory may be used again. */
+  async store(kind: RecordKind, plain: Buffer, { from, onStored }: StoreOptions = {}): Promise<Stored> {
     this.#throwIfOver()
     const id = this.context.store.seal.idOf(plain)
     if (this.context.store.usable(id) || this.#own.find(id) !== -1) return { id, isNew: false }
     this.#own.insert(id) // before waiting, so that the same chunk coming at the same time is stored once
     await this.#slots.take()
-    const { threads } = this.context.store
-    const buffer = threads.takeBuffer()
-    buffer.set(plain)
+    const buffer = from === undefined ? this.#copyOf(plain) : from.keep(plain)
     const work = this.#encode(id, kind, buffer, plain.length, onStored)
       .catch((error: unknown) => {
         this.#failed ??= { error }
       })
       .finally(() => {
-        threads.giveBuffer(buffer)
+        this.context.store.threads.giveBuffer(buffer)
         this.#background.delete(work)
         this.#slots.give()
       })
     this.#background.add(work)
     return { id, isNew: true }
+  }
+
+  #copyOf(plain: Buffer): SharedBuffer {
+    const buffer = this.context.store.threads.takeBuffer()
+    plain.copy(buffer)
+    return buffer
   }
 
   async #encode(

@@ -38,15 +38,15 @@ export function closeRecord(buffer: Buffer, header: RecordHeader, keys: RecordKe
   buffer.set(cipher.getAuthTag(), end)
 }
 
-/** Decrypts `stored`, which lies in `buffer`, to the beginning of `buffer`; answers what was encrypted. FormatError. */
-export function openRecord(buffer: Buffer, stored: Buffer, header: RecordHeader, keys: RecordKeys): Buffer {
+/** Decrypts `stored` in place; answers what was encrypted, which begins where `stored` does. FormatError. */
+export function openRecord(stored: Buffer, header: RecordHeader, keys: RecordKeys): Buffer {
   check(stored.length > recordSealBytes, 'the record is cut off')
   const end = stored.length - tagBytes
   const nonce = Buffer.from(stored.subarray(0, nonceBytes))
   const decipher = createDecipheriv(algorithm, ownKey(keys, header.id), nonce, { authTagLength: tagBytes })
   decipher.setAAD(recordAssociatedData(header))
   decipher.setAuthTag(Buffer.from(stored.subarray(end)))
-  const inner = buffer.subarray(0, end - nonceBytes)
+  const inner = stored.subarray(0, end - nonceBytes)
   transform(decipher, stored.subarray(nonceBytes, end), inner)
   try {
     decipher.final()

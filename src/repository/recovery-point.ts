@@ -5,7 +5,7 @@
 import { randomInt } from 'node:crypto'
 import * as z from 'zod'
 import type { JsonObject } from '../base/cleanup.ts'
-import type { BlockSource } from '../disk/block-device.ts'
+import type { LendingSource } from '../disk/block-device.ts'
 import { failure } from '../errors.ts'
 import { check, objectKeys } from './format.ts'
 import type { Seal } from './seal.ts'
@@ -36,7 +36,7 @@ export interface RecoveryPoint {
    * The stream as a disk; dispose it. Every chunk is verified before it is returned: REPOSITORY_CHUNK_CORRUPT names
    * stream and offset. RECOVERY_POINT_PART_NOT_FOUND when there is no such stream.
    */
-  openStream(name: string): Promise<BlockSource>
+  openStream(name: string): Promise<LendingSource>
   /** The document, verified. RECOVERY_POINT_PART_NOT_FOUND, REPOSITORY_CHUNK_CORRUPT. */
   readDocument(name: string): Promise<Uint8Array>
 }

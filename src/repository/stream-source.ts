@@ -2,10 +2,10 @@
  * A stream of a recovery point as a BlockSource: reads chunks through the store, which verifies them, and knows the runs
  * of zeros from the stream's map without reading anything.
  */
-import type { BlockSource, Extent } from '../disk/block-device.ts'
+import type { Extent, LendingSource } from '../disk/block-device.ts'
 import { failure } from '../errors.ts'
 import type { ChunkStore } from './chunk-store.ts'
-import { blockSizeBytes, FormatError } from './format.ts'
+import { blockSizeBytes, check, FormatError } from './format.ts'
 import { segmentChunks } from './map-segment.ts'
 import { readPlace } from './place-read.ts'
 import type { ManifestStream } from './recovery-point.ts'
@@ -16,7 +16,7 @@ export async function openStreamSource(
   store: ChunkStore,
   pointId: string,
   stream: ManifestStream,
-): Promise<BlockSource> {
+): Promise<LendingSource> {
   const map = await openStreamMap(store, stream).catch((error: unknown) => {
     throw chunkFailure(error, stream.name, pointId, 0)
   })
@@ -29,7 +29,7 @@ export function chunkFailure(error: unknown, stream: string, point: string, offs
   return failure('REPOSITORY_CHUNK_CORRUPT', { stream, point, offset, reason: error.message }, error)
 }
 
-class StreamSource implements BlockSource {
+class StreamSource implements LendingSource {
   readonly sizeBytes: number
   readonly #store: ChunkStore
   readonly #map: StreamMap
@@ -56,6 +56,27 @@ class StreamSource implements BlockSource {
     }
     // Nothing may write to the target after this has settled.
     for (const outcome of await Promise.allSettled(reads)) if (outcome.status === 'rejected') throw outcome.reason
+  }
+
+  async withBytes(offset: number, length: number, use: (data: Uint8Array) => Promise<void>): Promise<void> {
+    this.#checkRange(offset, length)
+    const { chunkSizeBytes } = this.#map
+    const chunkNumber = Math.floor(offset / chunkSizeBytes)
+    const skip = offset - chunkNumber * chunkSizeBytes
+    const place = skip + length <= chunkSizeBytes ? await this.#map.at(chunkNumber).catch(() => undefined) : undefined
+    if (place === undefined || !('whole' in place)) {
+      const data = Buffer.allocUnsafeSlow(length)
+      await this.read(offset, data)
+      return use(data)
+    }
+    try {
+      await this.#store.withChunk(place.whole, (plain) => {
+        check(skip + length <= plain.length, `a chunk of ${plain.length} bytes`)
+        return use(plain.subarray(skip, skip + length))
+      })
+    } catch (error) {
+      throw chunkFailure(error, this.#name.stream, this.#name.point, offset - skip)
+    }
   }
 
   async #readChunk(chunkNumber: number, skip: number, target: Uint8Array): Promise<void> {

@@ -6,6 +6,7 @@ import { invariant } from '../base/failure.ts'
 import { BaseMap, nothingIfDamaged } from './base-map.ts'
 import { asBuffer } from './blake3.ts'
 import { type BlockBytes, BlockGatherer } from './block-gatherer.ts'
+import type { ChunkBuffer } from './chunk-buffer.ts'
 import { blockSizeBytes, recordKinds } from './format.ts'
 import { storeSegment } from './map-pieces.ts'
 import type { Place } from './map-segment.ts'
@@ -30,9 +31,11 @@ export interface StreamBase {
 export interface StreamWriter extends AsyncDisposable {
   /**
    * One whole chunk (shorter only at the end of the stream). With a base, a chunk that holds the same bytes stays as it is,
-   * parts too: to read everything again stores nothing twice.
+   * parts too: to read everything again stores nothing twice. Not copied when it stands at the beginning of `from`.
    */
-  writeChunk(chunkNumber: number, data: Uint8Array): Promise<void>
+  writeChunk(chunkNumber: number, data: Uint8Array, from?: ChunkBuffer): Promise<void>
+  /** Where to put the bytes of chunks and blocks; the caller disposes it. */
+  lendBuffer(): ChunkBuffer
   /**
    * Some blocks of a chunk, the others stay. `blocks`: ascending numbers of blocks in the chunk; `data`: their bytes one after
    * the other (the last of the disk may be short).
@@ -90,7 +93,7 @@ class OpenStream implements StreamWriter {
     this.#base = base
     this.#baseIsReady = base === undefined
     this.#map = new StreamMapBuilder(sizeBytes, chunkSizeBytes, base)
-    this.#gatherer = new BlockGatherer(chunkSizeBytes, (plain) => this.#store(plain))
+    this.#gatherer = new BlockGatherer(chunkSizeBytes, draft, (plain, from) => this.#store(plain, from))
     this.#zeros = Buffer.alloc(Math.min(chunkSizeBytes, sizeBytes))
   }
 
@@ -104,7 +107,11 @@ class OpenStream implements StreamWriter {
     this.#map.startEmpty()
   }
 
-  async writeChunk(chunkNumber: number, data: Uint8Array): Promise<void> {
+  lendBuffer(): ChunkBuffer {
+    return this.#draft.lendBuffer()
+  }
+
+  async writeChunk(chunkNumber: number, data: Uint8Array, from?: ChunkBuffer): Promise<void> {
     const chunkBytes = this.#checkChunk(chunkNumber)
     invariant(
       data.length === chunkBytes,
@@ -121,7 +128,7 @@ class OpenStream implements StreamWriter {
       this.#map.keep(chunkNumber)
       return
     }
-    const id = await this.#store(plain)
+    const id = await this.#store(plain, from)
     if (before !== undefined && 'whole' in before && before.whole.equals(id)) this.#map.keep(chunkNumber)
     else this.#setChunk(chunkNumber, id)
   }
@@ -168,10 +175,11 @@ class OpenStream implements StreamWriter {
     return (await placeEquals(this.#draft.context.store, before, plain).catch(nothingIfDamaged)) ?? false
   }
 
-  async #store(plain: Buffer): Promise<Buffer> {
-    const { id, isNew } = await this.#draft.store(recordKinds.chunk, plain, (storedBytes) => {
+  async #store(plain: Buffer, from?: ChunkBuffer): Promise<Buffer> {
+    const onStored = (storedBytes: number) => {
       this.#storedBytes += storedBytes
-    })
+    }
+    const { id, isNew } = await this.#draft.store(recordKinds.chunk, plain, { from, onStored })
     if (isNew) this.#newChunks += 1
     return id
   }
@@ -230,5 +238,6 @@ class OpenStream implements StreamWriter {
 
   async [Symbol.asyncDispose](): Promise<void> {
     this.#open = false
+    this.#gatherer[Symbol.dispose]()
   }
 }

@@ -6,6 +6,7 @@
 import assert from 'node:assert/strict'
 import { describe, test } from 'node:test'
 import fc from 'fast-check'
+import { ChunkBuffers } from '../../test/sim/chunk-buffers.ts'
 import { MemoryDisk } from '../../test/sim/memory-disk.ts'
 import type { Range } from '../disk/extents.ts'
 import type { StreamWriter } from '../repository/repository.ts'
@@ -75,6 +76,7 @@ function modelStream(base: Buffer, unusable: readonly number[] = []) {
     async zeroBlocks(number, blocks) {
       for (const one of blocks) content.fill(0, number * chunk + one * block, number * chunk + (one + 1) * block)
     },
+    lendBuffer: new ChunkBuffers(chunk).lendBuffer,
     unusableChunks: () => some(unusable),
     startEmpty: () => undefined,
     [Symbol.asyncDispose]: async () => undefined,

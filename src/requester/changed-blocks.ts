@@ -28,7 +28,7 @@ export async function readChanges(
   stream: StreamWriter,
   options: ChangedTransferOptions,
 ): Promise<number> {
-  const { chunkSizeBytes, blockSizeBytes, onProgress } = options
+  const { chunkSizeBytes, blockSizeBytes, signal, onProgress } = options
   const unusable = new Set<number>()
   for await (const chunk of stream.unusableChunks()) unusable.add(chunk)
   let readBytes = 0
@@ -37,24 +37,26 @@ export async function readChanges(
     readBytes += target.length
   }
   const chunkLength = (chunk: number) => Math.min(chunkSizeBytes, source.sizeBytes - chunk * chunkSizeBytes)
-  const readWhole = async (chunk: number, buffer: Uint8Array) => {
-    const data = buffer.subarray(0, chunkLength(chunk))
+  const readWhole = async (chunk: number) => {
+    using buffer = stream.lendBuffer()
+    const data = buffer.bytes.subarray(0, chunkLength(chunk))
     await read(chunk * chunkSizeBytes, data)
-    await stream.writeChunk(chunk, data)
+    await stream.writeChunk(chunk, data, buffer)
   }
-  await inLanes(each(unusable), options, readWhole)
+  await inLanes(each(unusable), signal, readWhole)
   const pieces = changedPieces(source, ranges, options)
-  await inLanes(pieces, options, async ({ chunk, data, holes }, buffer) => {
+  await inLanes(pieces, signal, async ({ chunk, data, holes }) => {
     if (unusable.has(chunk)) return
     const length = chunkLength(chunk)
-    if (data.length * blockSizeBytes >= length) return readWhole(chunk, buffer)
+    if (data.length * blockSizeBytes >= length) return readWhole(chunk)
     if (holes.length > 0) await stream.zeroBlocks(chunk, holes)
+    using buffer = stream.lendBuffer()
     let filled = 0
     for (const { offset, length: runBytes } of runsOf(data, blockSizeBytes, length)) {
-      await read(chunk * chunkSizeBytes + offset, buffer.subarray(filled, filled + runBytes))
+      await read(chunk * chunkSizeBytes + offset, buffer.bytes.subarray(filled, filled + runBytes))
       filled += runBytes
     }
-    if (data.length > 0) await stream.writeBlocks(chunk, data, buffer.subarray(0, filled))
+    if (data.length > 0) await stream.writeBlocks(chunk, data, buffer.bytes.subarray(0, filled))
   })
   onProgress(source.sizeBytes)
   return readBytes

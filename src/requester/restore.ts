@@ -8,7 +8,7 @@ import { dirname } from 'node:path'
 import type { Clock } from '../base/clock.ts'
 import { invariant } from '../base/failure.ts'
 import { makeDirectory } from '../base/make-directory.ts'
-import type { BlockSink, BlockSource } from '../disk/block-device.ts'
+import type { BlockSink, BlockSource, LendingSource } from '../disk/block-device.ts'
 import { createHostFile } from '../disk/host-file.ts'
 import { failure } from '../errors.ts'
 import type { RecoveryPoint, Repository } from '../repository/repository.ts'
@@ -173,7 +173,7 @@ async function stageAll(
 /** Writes one target to where it is staged, with its owner and mode. */
 async function stage(
   target: RestoreTarget,
-  source: BlockSource,
+  source: LendingSource,
   { repository, createImage, extractTree }: RestoreEnvironment,
   options: ExtractTreeOptions,
 ): Promise<void> {
@@ -225,7 +225,7 @@ async function openStored(
   point: RecoveryPoint,
   component: ComponentRef,
   { source }: RestoreTarget,
-): Promise<BlockSource> {
+): Promise<LendingSource> {
   if ('stream' in source) return point.openStream(`${component.name}/${source.stream}`)
   const content = await point.readDocument(`${component.name}/${source.document}`)
   return {
@@ -234,6 +234,7 @@ async function openStored(
     async *extents(offset, length) {
       if (length > 0) yield { offset, length, data: true }
     },
+    withBytes: (offset, length, use) => use(content.subarray(offset, offset + length)),
     [Symbol.asyncDispose]: async () => undefined,
   }
 }

@@ -148,7 +148,7 @@ async function fill(
     }
   }
   stream.startEmpty() // holes are not written: they must not be as in the base
-  const readBytes = await readInto(source, (chunk, data) => stream.writeChunk(chunk, data), options)
+  const readBytes = await readInto(source, stream, options)
   const told = doubt === undefined ? {} : { because: doubt }
   return {
     how: point === undefined ? { how: 'whole', ...told } : { how: 'compared', since: point.id, ...told },
@@ -186,6 +186,6 @@ async function transferFile(
   meter.begin(name, source.sizeBytes)
   await using stream = await draft.openStream(name, source.sizeBytes)
   const onProgress = (bytes: number) => meter.advance(bytes)
-  await readInto(source, (chunk, data) => stream.writeChunk(chunk, data), { chunkSizeBytes, signal, onProgress })
+  await readInto(source, stream, { chunkSizeBytes, signal, onProgress })
   await stream.finish()
 }

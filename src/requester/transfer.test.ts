@@ -3,10 +3,11 @@
  * all lanes, and no lane is left running.
  */
 import assert from 'node:assert/strict'
-import { describe, test } from 'node:test'
+import { afterEach, describe, test } from 'node:test'
 import fc from 'fast-check'
+import { ChunkBuffers } from '../../test/sim/chunk-buffers.ts'
 import { MemoryDisk } from '../../test/sim/memory-disk.ts'
-import { readInto, type TransferOptions, writeOut } from './transfer.ts'
+import { type ChunkWriter, readInto, type TransferOptions, writeOut } from './transfer.ts'
 
 const chunk = 64 * 1024
 
@@ -24,6 +25,11 @@ function options(changes: Partial<TransferOptions> = {}) {
   }
 }
 
+const buffers = new ChunkBuffers(chunk)
+afterEach(() => assert.equal(buffers.outstanding, 0, 'a buffer was not given back'))
+
+const writer = (writeChunk: ChunkWriter['writeChunk']): ChunkWriter => ({ ...buffers, writeChunk })
+
 /** A disk with one byte of data in each of these chunks. */
 function disk(sizeBytes: number, chunks: readonly number[]): MemoryDisk {
   const made = new MemoryDisk(sizeBytes)
@@ -36,7 +42,11 @@ describe('reading into the repository', () => {
     const source = disk(100 * chunk, [0, 7, 8, 99])
     const written: number[] = []
     const told = options()
-    const readBytes = await readInto(source.open(), async (number) => void written.push(number), told)
+    const readBytes = await readInto(
+      source.open(),
+      writer(async (number) => void written.push(number)),
+      told,
+    )
     assert.deepEqual(
       written.toSorted((a, b) => a - b),
       [0, 7, 8, 99],
@@ -50,7 +60,11 @@ describe('reading into the repository', () => {
     const source = disk(2 * chunk + 512, [0, 2])
     const lengths = new Map<number, number>()
     const told = options()
-    await readInto(source.open(), async (number, data) => void lengths.set(number, data.length), told)
+    await readInto(
+      source.open(),
+      writer(async (number, data) => void lengths.set(number, data.length)),
+      told,
+    )
     assert.deepEqual([...lengths].toSorted(), [
       [0, chunk],
       [2, 512],
@@ -61,7 +75,14 @@ describe('reading into the repository', () => {
   test('of a disk that is one hole, or nothing at all, reads nothing', async () => {
     for (const size of [0, 5 * chunk]) {
       const told = options()
-      assert.equal(await readInto(new MemoryDisk(size).open(), async () => assert.fail('written'), told), 0)
+      assert.equal(
+        await readInto(
+          new MemoryDisk(size).open(),
+          writer(async () => assert.fail('written')),
+          told,
+        ),
+        0,
+      )
       assert.equal(told.progress.bytes, size)
     }
   })
@@ -75,14 +96,14 @@ describe('reading into the repository', () => {
     let most = 0
     await readInto(
       source.open(),
-      async (number, data) => {
+      writer(async (number, data) => {
         assert.ok(!inUse.has(data.buffer), 'two writers have one buffer')
         inUse.add(data.buffer)
         most = Math.max(most, inUse.size)
         await new Promise(setImmediate)
         assert.equal(data[0], number + 1)
         inUse.delete(data.buffer)
-      },
+      }),
       options(),
     )
     assert.equal(most, 8)
@@ -96,13 +117,13 @@ describe('reading into the repository', () => {
     await assert.rejects(
       readInto(
         source.open(),
-        async (number) => {
+        writer(async (number) => {
           under++
           begun++
           await new Promise((resolve) => setTimeout(resolve, number === 3 ? 1 : 5))
           under--
           if (number === 3) throw new Error('the repository is full')
-        },
+        }),
         options(),
       ),
       /the repository is full/,
@@ -115,7 +136,11 @@ describe('reading into the repository', () => {
     const source = new MemoryDisk(8 * chunk, [{ operation: 'read', offset: 5 * chunk, reason: 'bad sector' }])
     source.put(0, new Uint8Array(8 * chunk).fill(1))
     await assert.rejects(
-      readInto(source.open(), async () => undefined, options()),
+      readInto(
+        source.open(),
+        writer(async () => undefined),
+        options(),
+      ),
       {
         code: 'DISK_READ_FAILED',
         message: /bad sector/,
@@ -133,7 +158,7 @@ describe('reading into the repository', () => {
     const write = async () => {
       if (++written === 5) controller.abort(new Error('^C'))
     }
-    await assert.rejects(readInto(source.open(), write, options({ signal: controller.signal })), /\^C/)
+    await assert.rejects(readInto(source.open(), writer(write), options({ signal: controller.signal })), /\^C/)
     assert.ok(written <= 16, `${written} of 64 chunks were written`)
   })
 })
@@ -168,7 +193,11 @@ test('there and back is the same, whatever the disk looks like', async () => {
         if (end > at) source.put(at, new Uint8Array(end - at).fill(at % 255 || 1))
       }
       const stored = new Map<number, Uint8Array>()
-      await readInto(source.open(), async (number, data) => void stored.set(number, Uint8Array.from(data)), options())
+      await readInto(
+        source.open(),
+        writer(async (number, data) => void stored.set(number, Uint8Array.from(data))),
+        options(),
+      )
       const back = new MemoryDisk(sizeBytes)
       for (const [number, data] of stored) back.put(number * chunk, data)
       assert.deepEqual(Buffer.compare(back.content(), source.content()), 0)

@@ -1,9 +1,10 @@
 /**
- * The data path: from a copy into the repository, and back. A fixed number of lanes each own one buffer; back-pressure is
- * the lane that waits. Holes are neither read nor written.
+ * The data path: from a copy into the repository, and back. A fixed number of lanes each have one chunk at a time;
+ * back-pressure is the lane that waits. Holes are neither read nor written.
  */
 import { inSlot, openSlots } from '../base/slots.ts'
-import type { BlockSink, BlockSource } from '../disk/block-device.ts'
+import type { BlockSink, BlockSource, LendingSource } from '../disk/block-device.ts'
+import type { StreamWriter } from '../repository/repository.ts'
 
 /** Reads or writes in flight per disk. */
 const lanes = 8
@@ -17,18 +18,19 @@ export interface TransferOptions {
   readonly onProgress: (bytes: number) => void
 }
 
-/** Takes one chunk; the buffer is the writer's until the promise resolves. */
-export type WriteChunk = (chunkNumber: number, data: Uint8Array) => Promise<void>
+/** What chunks are written to. */
+export type ChunkWriter = Pick<StreamWriter, 'lendBuffer' | 'writeChunk'>
 
-/** Hands every chunk of `source` that holds data to `write`; answers how many bytes were read. */
-export async function readInto(source: BlockSource, write: WriteChunk, options: TransferOptions): Promise<number> {
-  const { chunkSizeBytes, onProgress } = options
+/** Hands every chunk of `source` that holds data to `writer`; answers how many bytes were read. */
+export async function readInto(source: BlockSource, writer: ChunkWriter, options: TransferOptions): Promise<number> {
+  const { chunkSizeBytes, signal, onProgress } = options
   let readBytes = 0
-  await inLanes(dataChunks(source, chunkSizeBytes, onProgress), options, async (chunkNumber, buffer) => {
+  await inLanes(dataChunks(source, chunkSizeBytes, onProgress), signal, async (chunkNumber) => {
+    using buffer = writer.lendBuffer()
     const offset = chunkNumber * chunkSizeBytes
-    const data = buffer.subarray(0, Math.min(chunkSizeBytes, source.sizeBytes - offset))
+    const data = buffer.bytes.subarray(0, Math.min(chunkSizeBytes, source.sizeBytes - offset))
     await source.read(offset, data)
-    await write(chunkNumber, data)
+    await writer.writeChunk(chunkNumber, data, buffer)
     readBytes += data.length
     onProgress(data.length)
   })
@@ -36,15 +38,14 @@ export async function readInto(source: BlockSource, write: WriteChunk, options: 
 }
 
 /** Writes every byte of `source` that is not a hole to `sink`, which must read as zeros where nothing is written. */
-export async function writeOut(source: BlockSource, sink: BlockSink, options: TransferOptions): Promise<void> {
-  const { chunkSizeBytes, onProgress } = options
+export async function writeOut(source: LendingSource, sink: BlockSink, options: TransferOptions): Promise<void> {
+  const { chunkSizeBytes, signal, onProgress } = options
   const writing = openSlots(writesAtOnce)
-  await inLanes(dataChunks(source, chunkSizeBytes, onProgress), options, async (chunkNumber, buffer) => {
+  await inLanes(dataChunks(source, chunkSizeBytes, onProgress), signal, async (chunkNumber) => {
     const offset = chunkNumber * chunkSizeBytes
-    const data = buffer.subarray(0, Math.min(chunkSizeBytes, source.sizeBytes - offset))
-    await source.read(offset, data)
-    await inSlot(writing, () => sink.write(offset, data))
-    onProgress(data.length)
+    const length = Math.min(chunkSizeBytes, source.sizeBytes - offset)
+    await source.withBytes(offset, length, (data) => inSlot(writing, () => sink.write(offset, data)))
+    onProgress(length)
   })
   await sink.flush()
 }
@@ -71,21 +72,20 @@ async function* dataChunks(
   skipTo(Math.ceil(source.sizeBytes / chunkSizeBytes))
 }
 
-/** Runs `work` on each item, several at once, each lane with a buffer of its own; stops all at the first error. */
+/** Runs `work` on each item, several at once; stops all at the first error. */
 export async function inLanes<Item>(
   items: AsyncGenerator<Item, void>,
-  { chunkSizeBytes, signal }: Pick<TransferOptions, 'chunkSizeBytes' | 'signal'>,
-  work: (item: Item, buffer: Uint8Array) => Promise<void>,
+  signal: AbortSignal,
+  work: (item: Item) => Promise<void>,
 ): Promise<void> {
   let stopped = false
   const lane = async () => {
-    const buffer = Buffer.allocUnsafeSlow(chunkSizeBytes)
     try {
       for (;;) {
         signal.throwIfAborted()
         const { value, done } = await items.next()
         if (done === true || stopped) return
-        await work(value, buffer)
+        await work(value)
       }
     } catch (error) {
       stopped = true

@@ -9,13 +9,14 @@ import { PassThrough } from 'node:stream'
 import { describe, test } from 'node:test'
 import { ManualClock } from '../../test/sim/manual-clock.ts'
 import { systemClock } from '../base/clock.ts'
-import { followSession, startWatchdog } from './watchdog.ts'
+import { followSession, linesOf, startWatchdog } from './watchdog.ts'
+import { spawnWatchdog } from './watchdog-process.ts'
 
 function following() {
   const clock = new ManualClock()
   const pipe = new PassThrough()
   const overdue: number[] = []
-  const end = followSession(pipe, clock, async () => void overdue.push(clock.monotonicMs()))
+  const end = followSession(linesOf(pipe), clock, async () => void overdue.push(clock.monotonicMs()))
   return { clock, pipe, overdue, end }
 }
 
@@ -56,7 +57,7 @@ describe('the watchdog', () => {
   test('goes on after an overdue thaw has failed', async () => {
     const clock = new ManualClock()
     const pipe = new PassThrough()
-    const end = followSession(pipe, clock, () => Promise.reject(new Error('the agent is silent')))
+    const end = followSession(linesOf(pipe), clock, () => Promise.reject(new Error('the agent is silent')))
     pipe.write('hold 1000\n')
     await clock.advance(2000)
     pipe.end()
@@ -76,15 +77,17 @@ describe('the watchdog', () => {
 describe('the process of the watchdog', () => {
   /** Says that it is ready, and then what it hears. */
   const script = (body: string) => [process.execPath, '--input-type=module', '-e', body]
+  const by = (command: readonly string[]) => ({ process: spawnWatchdog(command), journal: '/a/journal' })
   const follows = script(`
-    import { followSession } from '${new URL('./watchdog.ts', import.meta.url).href}'
+    import { followSession, linesOf } from '${new URL('./watchdog.ts', import.meta.url).href}'
     import { systemClock } from '${new URL('../base/clock.ts', import.meta.url).href}'
-    process.stdout.write('ready\\n')
-    process.exitCode = (await followSession(process.stdin, systemClock, async () => undefined)) === 'farewell' ? 0 : 9
+    const lines = linesOf(process.stdin)
+    if ((await lines.next()).value === '/a/journal') process.stdout.write('ready\\n')
+    process.exitCode = (await followSession(lines, systemClock, async () => undefined)) === 'farewell' ? 0 : 9
   `)
 
   test('is started, is ready, and ends with a farewell', async () => {
-    const watchdog = await startWatchdog({ command: follows })
+    const watchdog = await startWatchdog(by(follows))
     assert.ok(isAlive(watchdog.pid))
     watchdog.hold(60_000)
     watchdog.release()
@@ -94,14 +97,14 @@ describe('the process of the watchdog', () => {
   })
 
   test('that can not be started, or ends at once, is an error before anything is frozen', async () => {
-    await assert.rejects(startWatchdog({ command: ['/no/such/program'] }), /ENOENT/)
-    await assert.rejects(startWatchdog({ command: script('process.exit(3)') }), { code: 'SESSION_INTERRUPTED' })
+    await assert.rejects(startWatchdog(by(['/no/such/program'])), /ENOENT/)
+    await assert.rejects(startWatchdog(by(script('process.exit(3)'))), { code: 'SESSION_INTERRUPTED' })
   })
 
   test('that never gets ready is given up and killed', async () => {
     const clock = new ManualClock()
     const starting = startWatchdog({
-      command: script('setInterval(() => undefined, 1000)'),
+      ...by(script('setInterval(() => undefined, 1000)')),
       clock,
       startDeadlineMs: 500,
     })
@@ -111,7 +114,7 @@ describe('the process of the watchdog', () => {
   })
 
   test('that was killed meanwhile does not keep the session from its end', async () => {
-    const watchdog = await startWatchdog({ command: follows })
+    const watchdog = await startWatchdog(by(follows))
     process.kill(watchdog.pid, 'SIGKILL')
     while (isAlive(watchdog.pid)) await systemClock.sleep(5)
     watchdog.hold(60_000)
@@ -122,7 +125,9 @@ describe('the process of the watchdog', () => {
   test('hears the pipe break when its session is killed', async () => {
     const session = script(`
       import { startWatchdog } from '${new URL('./watchdog.ts', import.meta.url).href}'
-      const watchdog = await startWatchdog({ command: ${JSON.stringify(follows)} })
+      import { spawnWatchdog } from '${new URL('./watchdog-process.ts', import.meta.url).href}'
+      const process_ = spawnWatchdog(${JSON.stringify(follows)})
+      const watchdog = await startWatchdog({ process: process_, journal: '/a/journal' })
       process.stdout.write(String(watchdog.pid))
       setInterval(() => undefined, 1000)
     `)

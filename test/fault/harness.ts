@@ -21,7 +21,7 @@ import { tryLock } from '../../src/requester/host-lock.ts'
 import { type Recovered, readJournal, recoverInterrupted } from '../../src/requester/journal.ts'
 import { type RestoreResult, restore } from '../../src/requester/restore.ts'
 import { journalDirectory, type SessionOptions, workDirectory } from '../../src/requester/session.ts'
-import { followSession, type Watchdog } from '../../src/requester/watchdog.ts'
+import { followSession, linesOf, type Watchdog } from '../../src/requester/watchdog.ts'
 import type { DiskImage, Hypervisor } from '../../src/vm/hypervisor.ts'
 import { type BackupPolicy, defaultPolicy } from '../../src/vm/method.ts'
 import { type OpenAutoRecovery, openAutoRecovery } from '../../src/vm/recovery-ways.ts'
@@ -305,7 +305,7 @@ export class Incarnation {
     const pipe = new PassThrough()
     this.#watchdogs.push(pipe)
     const hypervisor = host.world.connect()
-    const followed = followSession(pipe, host.clock, async () => {
+    const followed = followSession(linesOf(pipe), host.clock, async () => {
       const { left } = readJournal(await readFile(journal, 'utf8'))
       const handlers = host.handlers(hypervisor, host.clock)
       for (const record of left) if (record.undo === 'thaw-guest') await runUndo(record, handlers, host.clock, 20_000)

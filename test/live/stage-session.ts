@@ -6,7 +6,7 @@ import assert from 'node:assert/strict'
 import { execFileSync, spawnSync } from 'node:child_process'
 import { createHash } from 'node:crypto'
 import { existsSync } from 'node:fs'
-import { mkdtemp, open, readdir, readFile, rm } from 'node:fs/promises'
+import { mkdtemp, open, readdir, readFile, readlink, rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import { backupEnvironment, restoreEnvironment, type Settings } from '../../src/compose.ts'
 import type { RecoveryPoint, Repository } from '../../src/repository/repository.ts'
@@ -138,9 +138,17 @@ export async function helpersOf({ stateDirectory }: Pick<Settings, 'stateDirecto
   const pids: number[] = []
   for (const pid of (await readdir('/proc')).filter((name) => /^\d+$/.test(name))) {
     const line = (await readFile(`/proc/${pid}/cmdline`, 'utf8').catch(() => '')).replaceAll('\0', ' ')
-    if (/qemu-storage-daemon|watchdog-main/.test(line) && line.includes(stateDirectory)) pids.push(Number(pid))
+    const serves = line.includes('qemu-storage-daemon') && line.includes(stateDirectory)
+    if (serves || (line.includes('watchdog-main') && (await hasOpen(pid, stateDirectory)))) pids.push(Number(pid))
   }
   return pids
+}
+
+/** A watchdog has its session's journal open. */
+async function hasOpen(pid: string, directory: string): Promise<boolean> {
+  const files = await readdir(`/proc/${pid}/fd`).catch(() => [])
+  const paths = await Promise.all(files.map((file) => readlink(`/proc/${pid}/fd/${file}`).catch(() => '')))
+  return paths.some((path) => path.startsWith(directory))
 }
 
 /** What the judge says about the two logs in a recovery point: of disks whose file systems lie on them directly. */

@@ -2,7 +2,7 @@
  * A sparse disk in memory that passes test/contract/block-device.contract.ts and can be told to fail.
  * The disk keeps its contents; `open` gives handles, whose disposal closes only the handle.
  */
-import type { BlockSink, BlockSource, Extent } from '../../src/disk/block-device.ts'
+import type { BlockSink, Extent, LendingSource } from '../../src/disk/block-device.ts'
 import { mergeExtents } from '../../src/disk/extents.ts'
 import { failure } from '../../src/errors.ts'
 
@@ -16,7 +16,7 @@ export interface DiskFault {
   readonly reason?: string
 }
 
-export interface MemoryDiskHandle extends BlockSource, BlockSink {
+export interface MemoryDiskHandle extends LendingSource, BlockSink {
   writeZeroes(offset: number, length: number): Promise<void>
 }
 
@@ -109,6 +109,12 @@ class Handle implements MemoryDiskHandle {
   async read(offset: number, target: Uint8Array): Promise<void> {
     await this.#begin('read', offset, target.length)
     this.#disk.get(offset, target)
+  }
+
+  async withBytes(offset: number, length: number, use: (data: Uint8Array) => Promise<void>): Promise<void> {
+    const data = new Uint8Array(length)
+    await this.read(offset, data)
+    await use(data)
   }
 
   async write(offset: number, data: Uint8Array): Promise<void> {
