@@ -22,6 +22,8 @@ interface Place {
   readonly data: BenchData
   /** Empty at the start of each round. */
   readonly scratch: string
+  /** Where disks are restored to; empty at the start of each round. */
+  readonly out: string
   readonly uri: string
 }
 
@@ -51,9 +53,8 @@ const peers: readonly Peer[] = [
     packages: [],
     full: (place) => umbraCommand(place, 'backup', vm, '--no-encryption'),
     verify: (place) => umbraCommand(place, 'verify'),
-    restore: (place) =>
-      umbraCommand(place, 'restore', 'latest', '--as', `${vm}-copy`, '--to', join(place.scratch, 'out')),
-    restored: async ({ scratch }) => join(scratch, 'out', `${vm}-copy-vda.raw`),
+    restore: (place) => umbraCommand(place, 'restore', 'latest', '--as', `${vm}-copy`, '--to', place.out),
+    restored: async ({ out }) => join(out, `${vm}-copy-vda.raw`),
     stored: ({ scratch }) => join(scratch, 'repository'),
   },
   {
@@ -61,15 +62,15 @@ const peers: readonly Peer[] = [
     name: 'limit',
     packages: [],
     full: ({ data }) => [process.execPath, join(project, 'bench/limit.ts'), 'read', data.raw],
-    restore: ({ data, scratch }) => [
+    restore: ({ data, out }) => [
       process.execPath,
       join(project, 'bench/limit.ts'),
       'write',
       data.raw,
-      join(scratch, 'out', 'disk.raw'),
+      join(out, 'disk.raw'),
     ],
-    restored: async ({ scratch }) => join(scratch, 'out', 'disk.raw'),
-    stored: ({ scratch }) => join(scratch, 'out'),
+    restored: async ({ out }) => join(out, 'disk.raw'),
+    stored: ({ out }) => out,
   },
   {
     name: 'qemu-img zstd',
@@ -120,8 +121,8 @@ const peers: readonly Peer[] = [
     },
     full: ({ data }) => ['restic', '-q', '--compression', 'auto', 'backup', data.raw],
     verify: () => ['restic', '-q', 'check', '--read-data'],
-    restore: ({ scratch }) => ['restic', '-q', 'restore', 'latest', '--target', join(scratch, 'out')],
-    restored: async ({ data, scratch }) => join(scratch, 'out', data.raw),
+    restore: ({ out }) => ['restic', '-q', 'restore', 'latest', '--target', out],
+    restored: async ({ data, out }) => join(out, data.raw),
     stored: ({ scratch }) => join(scratch, 'r'),
   },
   {
@@ -135,12 +136,8 @@ const peers: readonly Peer[] = [
     },
     full: ({ data, scratch }) => ['borg', 'create', `${join(scratch, 'r')}::a`, data.raw],
     verify: ({ scratch }) => ['borg', 'check', '--verify-data', join(scratch, 'r')],
-    restore: ({ scratch }) => [
-      'sh',
-      '-c',
-      `mkdir -p ${join(scratch, 'out')} && cd ${join(scratch, 'out')} && exec borg extract --sparse ${join(scratch, 'r')}::a`,
-    ],
-    restored: async ({ data, scratch }) => join(scratch, 'out', data.raw),
+    restore: ({ scratch, out }) => ['sh', '-c', `cd ${out} && exec borg extract --sparse ${join(scratch, 'r')}::a`],
+    restored: async ({ data, out }) => join(out, data.raw),
     stored: ({ scratch }) => join(scratch, 'r'),
   },
   {
@@ -151,10 +148,10 @@ const peers: readonly Peer[] = [
       const where = ['-U', plainUri(uri), '-d', vm, '-S', scratch, '-o', join(scratch, 'set')]
       return ['virtnbdbackup', ...where, '-l', 'copy', '--raw', '-n']
     },
-    restore: ({ scratch, uri }) => {
-      return ['virtnbdrestore', '-U', plainUri(uri), '-i', join(scratch, 'set'), '-o', join(scratch, 'out'), '-n']
+    restore: ({ scratch, out, uri }) => {
+      return ['virtnbdrestore', '-U', plainUri(uri), '-i', join(scratch, 'set'), '-o', out, '-n']
     },
-    restored: async ({ scratch }) => join(scratch, 'out', 'disk.raw'),
+    restored: async ({ out }) => join(out, 'disk.raw'),
     stored: ({ scratch }) => join(scratch, 'set'),
   },
   {
@@ -189,8 +186,10 @@ async function round(
   place: Place,
   compare: boolean,
 ): Promise<Partial<Record<Operation, Measured>> & { storedMB: number }> {
-  await rm(place.scratch, { recursive: true, force: true })
-  await mkdir(join(place.scratch, 'out'), { recursive: true })
+  for (const directory of [place.scratch, place.out]) {
+    await rm(directory, { recursive: true, force: true })
+    await mkdir(directory, { recursive: true })
+  }
   await defineVm(place.uri, place.data, place.scratch)
   await peer.prepare?.(place)
   const env = peer.env?.(place)
@@ -244,7 +243,7 @@ async function main(): Promise<void> {
     options: {
       rounds: { type: 'string', default: '1' },
       directory: { type: 'string', default: join(project, '.cache/bench') },
-      // In memory, so that what is measured is the programs and not the disk.
+      // Repositories are in memory, so that what is measured is the programs and not the disk; restored disks are not.
       scratch: { type: 'string', default: '/dev/shm' },
     },
   })
@@ -263,7 +262,7 @@ async function main(): Promise<void> {
   )
   await using libvirtd = await privateLibvirtd('/run/umbra/bench')
   const scratch = join(values.scratch, 'umbra-bench')
-  const place = { data, scratch, uri: libvirtd.uri }
+  const place = { data, scratch, out: join(values.directory, 'out'), uri: libvirtd.uri }
   const results = new Map<string, Awaited<ReturnType<typeof round>>[]>()
   for (let number = 0; number < Number(values.rounds); number++) {
     for (const peer of chosen) {
@@ -275,7 +274,7 @@ async function main(): Promise<void> {
       }
     }
   }
-  await rm(place.scratch, { recursive: true, force: true })
+  for (const directory of [scratch, place.out]) await rm(directory, { recursive: true, force: true })
   execFileSync('virsh', ['-c', libvirtd.uri, 'undefine', vm], { stdio: 'ignore' })
   report(results)
 }

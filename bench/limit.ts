@@ -1,13 +1,24 @@
 /**
  * What this machine can do at most, as bare loops in two threads: `limit read DISK` reads every allocated chunk of a raw
  * disk, hashes it and compresses it (zstd -1), which is what a full backup can not do without; `limit write DISK TARGET`
- * writes the same chunks to a new file and syncs it, which is what a restore can not do without. No repository, no libvirt.
+ * writes the same chunks to a new file, past the kernel's cache where that is possible, and syncs it, which is what a
+ * restore can not do without. No repository, no libvirt.
  */
 import { execFileSync } from 'node:child_process'
-import { closeSync, fsyncSync, ftruncateSync, openSync, readSync, statSync, writeSync } from 'node:fs'
+import {
+  closeSync,
+  constants as files,
+  fsyncSync,
+  ftruncateSync,
+  openSync,
+  readSync,
+  statSync,
+  writeSync,
+} from 'node:fs'
 import { isMainThread, Worker, workerData } from 'node:worker_threads'
 import { constants, zstdCompressSync } from 'node:zlib'
 import { blake3 } from '@napi-rs/blake-hash'
+import { AlignedBuffers } from '../src/repository/aligned-buffers.ts'
 
 const chunkSizeBytes = 512 * 1024
 const threads = 2
@@ -39,8 +50,8 @@ function dataChunks(disk: string): Uint32Array {
 
 function run({ disk, target, chunks, next }: Work): void {
   const source = openSync(disk, 'r')
-  const sink = target === undefined ? undefined : openSync(target, 'r+')
-  const buffer = Buffer.alloc(chunkSizeBytes)
+  const sink = target === undefined ? undefined : openSync(target, files.O_WRONLY | files.O_DIRECT)
+  const buffer = new AlignedBuffers(chunkSizeBytes, 0).take()
   for (let index = Atomics.add(next, 0, 1); index < chunks.length; index = Atomics.add(next, 0, 1)) {
     const offset = (chunks[index] ?? 0) * chunkSizeBytes
     const bytes = readSync(source, buffer, 0, chunkSizeBytes, offset)

@@ -63,7 +63,7 @@ function mergeOffline(seen: MergeSituation, place: DiskPlace & { at: 'overlay' }
   if (seen.overlay === 'missing') return refuse('the VM needs it, but it is gone')
   if (seen.overlay === 'held') return refuse('some program has it open')
   if (!place.onBase) return refuse('what lies beneath it is not the image it was put on')
-  if (!seen.committed) return { step: 'commit-offline' }
+  if (!seen.committed && seen.overlay !== 'unused') return { step: 'commit-offline' }
   // The memory image first: it is what the next start uses.
   return { step: seen.savedMemory.at === 'overlay' ? 'repoint-memory' : 'repoint-definition' }
 }

@@ -13,19 +13,13 @@ import { createHostFile } from '../disk/host-file.ts'
 import { failure } from '../errors.ts'
 import type { RecoveryPoint, Repository } from '../repository/repository.ts'
 import type { BackedUpComponent, ComponentRef } from '../vss/components.ts'
-import { readBackupComponentsDocument } from '../vss/documents.ts'
 import { RestoreComponents } from '../vss/restore-components.ts'
-import type {
-  ComponentRestorePlan,
-  RestorePlanner,
-  RestoreRequest,
-  RestoreTarget,
-  StoredComponent,
-} from '../vss/restore-plan.ts'
+import type { ComponentRestorePlan, RestorePlanner, RestoreRequest, RestoreTarget } from '../vss/restore-plan.ts'
 import type { FileRestoreStatus, SessionEvent } from '../vss/vocabulary.ts'
 import type { Writer } from '../vss/writer.ts'
 import { type Progress, ProgressMeter } from './progress.ts'
 import { keepingResult, RequesterSession, type SessionOptions } from './session.ts'
+import { findStored, readStored } from './stored-components.ts'
 import { writeOut } from './transfer.ts'
 
 export interface RestoreEnvironment {
@@ -67,38 +61,12 @@ export async function planRestore(
   request: RestoreRequest,
   planner: RestorePlanner,
 ): Promise<{ stored: readonly BackedUpComponent[]; plans: readonly ComponentRestorePlan[] }> {
-  const document = readBackupComponentsDocument(
-    new TextDecoder().decode(await point.readDocument('backup-components.xml')),
-  )
-  const all = document.writers.flatMap(({ components }) => components)
-  const labelOf = ({ component, metadata }: BackedUpComponent) => String(metadata.name ?? component.name)
-  const unknown = names.filter(
-    (name) => !all.some((one) => labelOf(one) === name || one.component.name === name.toLowerCase()),
-  )
-  if (unknown.length > 0) throw failure('VM_NOT_FOUND', { vm: unknown.join(', '), known: all.map(labelOf).join(', ') })
-  const stored =
-    names.length === 0
-      ? all
-      : all.filter(
-          (one) => names.includes(labelOf(one)) || names.some((name) => name.toLowerCase() === one.component.name),
-        )
+  const stored = await findStored(point, names)
   if (request.as !== undefined && stored.length > 1)
     throw failure('USAGE', { reason: '--as takes one VM: choose it with --vm' })
   const plans: ComponentRestorePlan[] = []
   for (const one of stored) plans.push(await planner.planRestore(await readStored(point, one), request))
   return { stored, plans }
-}
-
-async function readStored(point: RecoveryPoint, { component, metadata }: BackedUpComponent): Promise<StoredComponent> {
-  const prefix = `${component.name}/`
-  const streams = point.streams
-    .filter(({ name }) => name.startsWith(prefix))
-    .map(({ name, sizeBytes }) => [name.slice(prefix.length), sizeBytes] as const)
-  const documents: Record<string, Uint8Array> = {}
-  for (const name of point.documents.filter((one) => one.startsWith(prefix))) {
-    documents[name.slice(prefix.length)] = await point.readDocument(name)
-  }
-  return { component, metadata, streams: Object.fromEntries(streams), documents }
 }
 
 export async function restore(
