@@ -51,7 +51,11 @@ const peers: readonly Peer[] = [
   {
     name: 'umbra',
     packages: [],
-    full: (place) => umbraCommand(place, 'backup', vm, '--no-encryption'),
+    async prepare(place) {
+      const [umbra = '', ...args] = umbraCommand(place, 'repository', 'create', '--no-encryption')
+      execFileSync(umbra, args, { stdio: 'ignore' })
+    },
+    full: (place) => umbraCommand(place, 'backup', vm),
     verify: (place) => umbraCommand(place, 'verify'),
     restore: (place) => umbraCommand(place, 'restore', 'latest', '--as', `${vm}-copy`, '--to', place.out),
     restored: async ({ out }) => join(out, `${vm}-copy-vda.raw`),
@@ -180,6 +184,18 @@ function defineVm(uri: string, data: BenchData, scratch: string): Promise<void> 
   })
 }
 
+/**
+ * The same for everybody: the disk is in memory, and so much memory is free that the machine really has: one that is virtual
+ * pays for what it takes anew.
+ */
+function warm({ data, scratch }: Place): void {
+  execFileSync('dd', [`if=${data.raw}`, 'of=/dev/null', 'bs=4M'], { stdio: 'ignore' })
+  execFileSync('sync')
+  const fill = join(scratch, 'fill')
+  execFileSync('dd', ['if=/dev/zero', `of=${fill}`, 'bs=4M', 'count=768'], { stdio: 'ignore' })
+  execFileSync('rm', [fill])
+}
+
 /** One round of one peer. In the first round the restored disk is compared byte by byte. */
 async function round(
   peer: Peer,
@@ -198,8 +214,7 @@ async function round(
   for (const operation of operations) {
     const command = peer[operation]?.(place)
     if (command === undefined) continue
-    execFileSync('dd', [`if=${place.data.raw}`, 'of=/dev/null', 'bs=4M'], { stdio: 'ignore' }) // warm for everybody
-    execFileSync('sync')
+    warm(place)
     results[operation] = await measure(command, { scratch: place.scratch, ...(env === undefined ? {} : { env }) })
     if (operation === 'full') storedMB = (await sizeOf(peer.stored(place))) / 1e6
   }
