@@ -52,8 +52,8 @@ const peers: readonly Peer[] = [
     name: 'umbra',
     packages: [],
     async prepare(place) {
-      const [umbra = '', ...args] = umbraCommand(place, 'repository', 'create', '--no-encryption')
-      execFileSync(umbra, args, { stdio: 'ignore' })
+      const args = ['repository', 'create', join(place.scratch, 'repository'), '--no-encryption']
+      execFileSync(join(project, 'bin/umbra'), args, { stdio: 'ignore' })
     },
     full: (place) => umbraCommand(place, 'backup', vm),
     verify: (place) => umbraCommand(place, 'verify'),
