@@ -11,7 +11,7 @@ export interface WatchdogProcess {
   readonly error: () => Error | undefined
 }
 
-const command = [process.execPath, fileURLToPath(new URL('../cli/watchdog-main.ts', import.meta.url))]
+const command = [process.execPath, ...process.execArgv, fileURLToPath(new URL('../cli/watchdog-main.ts', import.meta.url))]
 let early: WatchdogProcess | undefined
 
 /** Starts the process for the session that will be opened next. */
