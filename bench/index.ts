@@ -108,7 +108,9 @@ async function measure(directory: string): Promise<Measured> {
 /** The median of some processes: what V8 gives its young generation differs from one to the next by some MiB. */
 function measureInProcesses(directory: string): Measured {
   const all = Array.from({ length: processes }, () => {
-    const output = execFileSync(process.execPath, [asUmbra, import.meta.filename, 'child', directory], { encoding: 'utf8' })
+    const output = execFileSync(process.execPath, [asUmbra, import.meta.filename, 'child', directory], {
+      encoding: 'utf8',
+    })
     return JSON.parse(output) as Measured
   })
   all.sort((one, other) => one.peakBytes - other.peakBytes)

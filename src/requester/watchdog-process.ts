@@ -11,7 +11,9 @@ export interface WatchdogProcess {
   readonly error: () => Error | undefined
 }
 
-const command = [process.execPath, ...process.execArgv, fileURLToPath(new URL('../cli/watchdog-main.ts', import.meta.url))]
+const main = fileURLToPath(new URL('../cli/watchdog-main.ts', import.meta.url))
+/** With as little memory as bin/umbra gives Umbra. */
+const command = [process.execPath, '--max-semi-space-size=4', main]
 let early: WatchdogProcess | undefined
 
 /** Starts the process for the session that will be opened next. */
