@@ -50,7 +50,7 @@ const threadCount = Math.max(1, Math.min(availableParallelism(), mostThreads))
  * not keep the process alive.
  */
 export function codecThreads(bufferBytes: number, keys: RecordKeys | undefined): CodecThreads {
-  const buffers = new AlignedBuffers(bufferBytes, recordHeaderBytes)
+  const buffers = buffersOf(bufferBytes)
   return {
     jobsAtOnce: threadCount * 2 + 1,
     takeBuffer: () => buffers.take(),
@@ -71,6 +71,15 @@ export function codecThreads(bufferBytes: number, keys: RecordKeys | undefined):
       invariant('decoded' in reply, `a codec thread failed: ${JSON.stringify(reply)}`)
     },
   }
+}
+
+/** As the threads, they are the process's: of each size one pool. */
+const pools = new Map<number, AlignedBuffers>()
+
+function buffersOf(bufferBytes: number): AlignedBuffers {
+  const pool = pools.get(bufferBytes) ?? new AlignedBuffers(bufferBytes, recordHeaderBytes)
+  pools.set(bufferBytes, pool)
+  return pool
 }
 
 const placeOf = ({ buffer, byteOffset, length }: SharedBuffer) => ({ memory: buffer, at: byteOffset, length })

@@ -20,6 +20,7 @@ import {
   writePackHeader,
   writeRecordHeader,
 } from './format.ts'
+import { freeNow } from './free-memory.ts'
 import type { Seal } from './seal.ts'
 
 /** Packs on their way to the backend while one fills. */
@@ -69,7 +70,7 @@ export class PackWriter {
   /** Waits until no put is under way. Rejects with the first that failed. */
   async settle(): Promise<void> {
     const outcomes = await Promise.allSettled(this.#puts)
-    this.#free.length = 0
+    for (const buffer of this.#free.splice(0)) freeNow(buffer)
     for (const outcome of outcomes) if (outcome.status === 'rejected') throw outcome.reason
   }
 
