@@ -2,13 +2,15 @@
  * The only file that knows every layer: builds the hypervisor, the writer, the provider and the environments of the
  * requester from settings.
  */
+import { randomInt } from 'node:crypto'
 import { availableParallelism } from 'node:os'
 import { join } from 'node:path'
 import type { UndoHandlers } from './base/cleanup.ts'
 import { systemClock } from './base/clock.ts'
 import { makeDirectory } from './base/make-directory.ts'
+import { pacemaker } from './cluster/pacemaker.ts'
 import type { BlockSink } from './disk/block-device.ts'
-import { createHostFile } from './disk/host-file.ts'
+import { cloneHostFile, createHostFile } from './disk/host-file.ts'
 import { CopyingProvider } from './files/copying-provider.ts'
 import { openDirectory } from './files/directory-source.ts'
 import { extractTree } from './files/extract-tree.ts'
@@ -31,19 +33,24 @@ import { connectHypervisor } from './libvirt/libvirt-hypervisor.ts'
 import { openImagesAtRest } from './libvirt/open-images.ts'
 import { makeOverlay } from './libvirt/overlay-file.ts'
 import { OverlayProvider } from './libvirt/overlay-provider.ts'
+import { createRepositoryOverlay } from './libvirt/repository-overlay.ts'
 import { discardUnfinished, type Repository } from './repository/repository.ts'
 import type { BackupEnvironment } from './requester/backup.ts'
+import type { CheckEnvironment } from './requester/check.ts'
 import { type JournalHeader, type Recovered, recoverInterrupted, recoverJournal } from './requester/journal.ts'
 import type { RestoreEnvironment } from './requester/restore.ts'
 import { journalDirectory, type SessionOptions, workDirectory } from './requester/session.ts'
 import { startWatchdog } from './requester/watchdog.ts'
 import { takeWatchdogProcess } from './requester/watchdog-process.ts'
 import type { RecoveryWay } from './vm/auto-recovery.ts'
-import type { Hypervisor } from './vm/hypervisor.ts'
+import { BootCheck } from './vm/boot-check.ts'
+import type { VmCheckPlan } from './vm/check-plan.ts'
+import { clusteredHypervisor, withoutCluster } from './vm/clustered-hypervisor.ts'
+import type { DiskPulls, Hypervisor } from './vm/hypervisor.ts'
 import { type BackupPolicy, defaultPolicy } from './vm/method.ts'
 import { openAutoRecovery, type RecoveryTools } from './vm/recovery-ways.ts'
 import { VmRestore } from './vm/restore.ts'
-import { VmRestorePlanner } from './vm/restore-planner.ts'
+import { newMac, VmRestorePlanner } from './vm/restore-planner.ts'
 import { vmUndoHandlers } from './vm/undo.ts'
 import { VmWriter } from './vm/vm-writer.ts'
 import { restoreFsid } from './volumes/btrfs-fsid.ts'
@@ -74,8 +81,11 @@ export interface Settings {
 
 /** Connects to the hypervisor that the settings name. Disposal disconnects. */
 export async function openHypervisor({ connect }: Pick<Settings, 'connect'>): Promise<Hypervisor> {
-  return connectHypervisor(connect ?? (await defaultUri()))
+  return clusteredHypervisor(await connectHypervisor(connect ?? (await defaultUri())), cluster)
 }
+
+/** The failover cluster of this host, if it is in one. */
+const cluster = pacemaker()
 
 /** The undo steps that can not wait for others, by name: something stands still until they are done. */
 export const thawSteps: readonly string[] = ['thaw-guest', 'thaw-files']
@@ -83,7 +93,7 @@ export const thawSteps: readonly string[] = ['thaw-guest', 'thaw-files']
 /** Undo steps of every layer, for one hypervisor. */
 export function undoHandlers(hypervisor: Hypervisor): UndoHandlers {
   return {
-    ...vmUndoHandlers(hypervisor),
+    ...vmUndoHandlers(withoutCluster(hypervisor), systemClock, cluster),
     ...backupJobUndoHandlers(hypervisor),
     ...filesUndoHandlers,
     ...volumeUndoHandlers(hostFileSystems()),
@@ -164,6 +174,7 @@ export function vmWriter(
 ): VmWriter {
   return new VmWriter({
     hypervisor,
+    cluster,
     policy,
     workDirectory: workDirectory(stateDirectory),
     limits: { ...defaultLimits, ...limits },
@@ -257,7 +268,7 @@ export async function restoreEnvironment(
 ): Promise<RestoreEnvironment> {
   const work = workDirectory(settings.stateDirectory)
   const sockets = await socketDirectory(settings)
-  const restore = new VmRestore(hypervisor, domainXmlEditor)
+  const restore = new VmRestore(hypervisor, domainXmlEditor, cluster)
   const filesRestore = new FilesRestore()
   return {
     repository,
@@ -266,13 +277,40 @@ export async function restoreEnvironment(
       new FilesWriter({ directories: [], instant: 'vm', restore: filesRestore }),
     ],
     planner: planBy({
-      [hyperVWriterId]: new VmRestorePlanner(hypervisor, restore, work),
+      [hyperVWriterId]: new VmRestorePlanner(hypervisor, restore, work, cluster),
       [filesWriterId]: filesRestore,
     }),
     extractTree,
+    cloneImage: cloneHostFile,
     createImage: (path, format, sizeBytes) => createWritableImage(path, format as ImageFormat, sizeBytes, sockets),
     clock: systemClock,
     session: sessionOptions(settings, hypervisor, 'restore', signal),
+  }
+}
+
+/** Boot checks of recovery points of that repository. */
+export async function checkEnvironment(
+  settings: Settings,
+  hypervisor: Hypervisor & Partial<Pick<DiskPulls, 'vmOwner'>>,
+  repository: Repository,
+  signal: AbortSignal,
+): Promise<CheckEnvironment<VmCheckPlan>> {
+  const vmOwner = await hypervisor.vmOwner?.()
+  await makeDirectory(settings.stateDirectory, 0o711)
+  return {
+    repository,
+    checker: new BootCheck({
+      hypervisor,
+      editor: domainXmlEditor,
+      clock: systemClock,
+      identities: { newUuid: () => crypto.randomUUID(), newMac, choose: (below) => randomInt(below) },
+      createOverlay: createRepositoryOverlay,
+      writerId: hyperVWriterId,
+    }),
+    directory: join(settings.stateDirectory, 'checks'),
+    ...(vmOwner === undefined ? {} : { vmOwner }),
+    clock: systemClock,
+    session: sessionOptions(settings, hypervisor, 'check', signal),
   }
 }
 
@@ -280,7 +318,7 @@ export async function restoreEnvironment(
  * Creates an image and opens it: a raw one as the file that it is, others through QEMU's NBD server; disposal ends the
  * server, which writes back what it holds.
  */
-async function createWritableImage(
+export async function createWritableImage(
   path: string,
   format: ImageFormat,
   sizeBytes: number,
@@ -307,7 +345,7 @@ async function createWritableImage(
 }
 
 /** Short, because the path of a socket is; closed to others, because whoever connects reads the disks. */
-async function socketDirectory({ stateDirectory }: Settings): Promise<string> {
+export async function socketDirectory({ stateDirectory }: Settings): Promise<string> {
   const directory = join(stateDirectory, 's')
   await makeDirectory(stateDirectory, 0o711)
   await makeDirectory(directory, 0o700)

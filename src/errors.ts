@@ -5,6 +5,7 @@
  */
 import { Failure, type FailureContext } from './base/failure.ts'
 import { type ErrorEntry, entry } from './errors/entry.ts'
+import { guestFilesErrors } from './errors/guest-files-errors.ts'
 import { repositoryErrors } from './errors/repository-errors.ts'
 
 export type { ErrorEntry, RetryClass } from './errors/entry.ts'
@@ -108,6 +109,11 @@ export const errorCatalogue = {
     'Report this with the version of libvirt.',
   ),
   VM_NOT_FOUND: entry('there is no VM {vm}; there are: {known}', 'See umbra vms.', 'never', 404),
+  CLUSTER_NOT_ANSWERING: entry(
+    'the cluster of this host does not do what it is asked: {reason}',
+    'See crm_mon; a VM of a cluster is only touched with the cluster. Stop the cluster software where there is to be none.',
+    'retry',
+  ),
   VM_BUSY: entry('{vm} is occupied: {reason}', 'Wait until that has ended, then try again.', 'retry', 409),
   VM_STATE: entry('{vm} is {state}: {reason}', 'Bring the VM into a suitable state and try again.', 'retry', 409),
   VM_METHOD_UNSUPPORTED: entry(
@@ -211,6 +217,34 @@ export const errorCatalogue = {
     'the stored files are not an archive that Umbra made: {reason}',
     'Verify the recovery point, and restore another one.',
   ),
+  // instant restore
+  INSTANT_NOT_FOUND: entry('there is no instant restore {vm}; there are: {known}', 'See umbra instant.', 'never', 404),
+  INSTANT_EXISTS: entry(
+    'there is an instant restore {vm} already',
+    'Choose another name with --as, or end that one: umbra instant finish, or umbra instant drop.',
+    'never',
+    409,
+  ),
+  INSTANT_RECORD_INVALID: entry(
+    '{path} is not a record of an instant restore',
+    'Look at that file; the VM that it speaks of has its disks beside it.',
+  ),
+  INSTANT_NOT_STARTED: entry(
+    '{vm} was not started: {reason}',
+    'What was made for it has been removed; put the cause right and try again.',
+    'retry',
+  ),
+  INSTANT_NOT_PULLED: entry(
+    '{vm} is not finished, a disk could not be pulled in: {reason}',
+    'Nothing is lost: the VM goes on as before. Put the cause right and finish again.',
+    'retry',
+  ),
+  INSTANT_SERVER_FAILED: entry(
+    'the disks of {vm} can not be served: {reason}',
+    'Put right what is named, then run umbra recover.',
+    'retry',
+    503,
+  ),
   // disks
   DISK_READ_FAILED: entry(
     'reading {disk} failed at offset {offset}: {reason}',
@@ -241,13 +275,36 @@ export const errorCatalogue = {
     'Look at the host and try again.',
     'retry',
   ),
+  NBD_LISTEN_FAILED: entry(
+    'disks can not be served at {address}: {reason}',
+    'Look at the directory of that socket, and whether another umbra serves there.',
+    'retry',
+  ),
   COMMAND_FAILED: entry('{command} failed: {reason}', 'Put right what it says and try again.', 'retry'),
   DISK_EXPORT_FAILED: entry(
     'the disks {disks} could not be opened for transfer: {reason}',
     'Look whether another program holds the image, and whether its file still exists.',
     'retry',
   ),
+  EXPORT_FILE_EXISTS: entry(
+    '{path} is there already',
+    'Choose another directory, or move it away: an export replaces nothing.',
+    'never',
+    409,
+  ),
+  EXPORT_CHECK_FAILED: entry(
+    '{path} was not exported: {reason}',
+    'Verify the recovery point, look at the storage of that directory, and try again.',
+    'retry',
+  ),
+  MOUNT_FAILED: entry(
+    'nothing can be mounted at {paths}: {reason}',
+    'Mounting needs /dev/fuse and qemu-storage-daemon, and fusermount3 for other users than root; see docs/export.md.',
+    'never',
+    503,
+  ),
   DISK_IMAGE_INVALID: entry('{path} is not a usable disk image: {reason}', 'Look at that image with qemu-img info.'),
+  ...guestFilesErrors,
   ...repositoryErrors,
 } as const satisfies Record<string, ErrorEntry>
 

@@ -66,6 +66,12 @@ describe('wrong usage', { concurrency: 2 }, () => {
     ['restore ab2c --limit-write 1kB', /It must be at least 64KiB a second/],
     ['restore', /missing required argument 'point'/],
     ['restore abcd --network lab', /It must be OLD=NEW/],
+    ['restore abcd --disk vda', /It must be TARGET=PATH/],
+    ['restore abcd --disk vda=/x,format=vmdk', /format must be one of raw, qcow2, vhd, vhdx/],
+    ['restore abcd --disk vda=/x --disk vda=/y', /vda is named twice/],
+    ['restore abcd --format vmdk', /Allowed choices are raw, qcow2, vhd, vhdx/],
+    ['restore abcd --disk vda=/nowhere/at/all/x --repository /nowhere', /there is no directory \/nowhere\/at\/all/],
+    ['restore abcd --keep-mac --repository /nowhere', /--keep-mac goes with --as/],
     ['restore abcd --to /nowhere/at/all --repository /nowhere', /there is no directory \/nowhere\/at\/all/],
     ['vms --connect qemu+ssh://host/system', /is not a libvirt address that Umbra understands/],
     ['vms --config /nowhere/umbra.yaml', /\/nowhere\/umbra\.yaml: there is no such file/],
@@ -118,7 +124,7 @@ describe('umbra', () => {
   it('recovers nothing where nothing was interrupted, without libvirt', async () => {
     const { exitCode, stdout } = await umbra('recover', '--json')
     assert.equal(exitCode, 0)
-    assert.deepEqual(JSON.parse(stdout), { sessions: [] })
+    assert.deepEqual(JSON.parse(stdout), { sessions: [], instants: [] })
   })
 
   it('doctor tells what fails, and never hangs', async () => {

@@ -5,8 +5,13 @@ import { Command } from 'commander'
 import type { ConfigurationFlags } from '../config.ts'
 import type { AddCommand, Run } from './command.ts'
 import { addBackup } from './commands/backup.ts'
+import { addCheck } from './commands/check.ts'
 import { addCollect } from './commands/collect.ts'
 import { addDoctor } from './commands/doctor.ts'
+import { addExport } from './commands/export.ts'
+import { addFiles } from './commands/files.ts'
+import { addInstant } from './commands/instant.ts'
+import { addMount } from './commands/mount.ts'
 import { addPin, addUnpin } from './commands/pin.ts'
 import { addPoints } from './commands/points.ts'
 import { addRecover } from './commands/recover.ts'
@@ -25,7 +30,8 @@ export interface GlobalOptions extends ConfigurationFlags {
 
 const verbs: readonly AddCommand[] = [
   ...[addDoctor, addVms, addWriters],
-  ...[addBackup, addPoints, addShow, addVerify, addRestore, addRecover],
+  ...[addBackup, addPoints, addShow, addVerify, addRestore, addInstant, addCheck, addRecover],
+  ...[addExport, addMount, addFiles],
   ...[addRetention, addCollect, addPin, addUnpin, addRepository],
 ]
 
@@ -65,9 +71,19 @@ export function buildProgram(run: (options: GlobalOptions, ...rest: Parameters<R
     .option('--state <dir>', "Umbra's own state (default: /var/lib/umbra for root)")
     .option('--config <file>', 'configuration file (default: /etc/umbra/umbra.yaml if it is there)')
     .addHelpText('after', more)
-    .configureHelp({ showGlobalOptions: true, sortSubcommands: false })
+    .configureHelp({ showGlobalOptions: true, sortSubcommands: false, subcommandTerm })
     .configureOutput({ outputError: () => undefined }) // told by main.ts
     .exitOverride()
   for (const add of verbs) add(program, (command, options) => run(program.opts(), command, options))
   return program
+}
+
+/** A verb with what it needs; what it may take besides only when that is one thing. */
+function subcommandTerm(command: Command): string {
+  const taken = command.registeredArguments
+  const told = taken.filter(({ required }) => required || taken.filter((one) => !one.required).length === 1)
+  const words = told.map((one) =>
+    (one.required ? `<${one.name()}>` : `[${one.name()}]`).replace(/(?=.$)/, one.variadic ? '...' : ''),
+  )
+  return [command.name(), ...words].join(' ')
 }

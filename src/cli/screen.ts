@@ -28,6 +28,17 @@ export class Screen {
     return this.#stdout.isTTY ? this.#stdout.columns : undefined
   }
 
+  /** With --json: one document, and nothing beside it. */
+  get isForPrograms(): boolean {
+    return this.#json
+  }
+
+  /** Bytes as they are, taken when it resolves; false when nobody reads them any more. */
+  readonly raw = (bytes: Uint8Array): Promise<boolean> => {
+    this.#clearProgress()
+    return new Promise((resolve) => this.#stdout.write(bytes, (error) => resolve(error == null)))
+  }
+
   /** A part of the result that can not wait for its end. */
   readonly say = (line: string): void => {
     if (this.#json) return

@@ -40,6 +40,15 @@ const conditionShape = z.object({
   neededFor: z.array(z.string()).catch([]),
 })
 
+/** A VM that a failover cluster looks after. */
+const clusterShape = z.object({
+  resource: text,
+  node: z.string().optional().catch(undefined),
+  role: text,
+  managed: z.boolean().catch(true),
+  failCount: z.number().catch(0),
+})
+
 const recordShape = z.object({
   name: text,
   uuid: text,
@@ -56,6 +65,7 @@ const recordShape = z.object({
   conditions: z.array(conditionShape).catch([]),
   disks: z.array(diskShape).catch([]),
   excluded: z.array(z.object({ target: text, reason: text })).catch([]),
+  cluster: clusterShape.optional().catch(undefined),
 })
 export type VmRecord = z.infer<typeof recordShape>
 type Disk = z.infer<typeof diskShape>
@@ -178,3 +188,12 @@ function neededForText(neededFor: readonly string[]): string {
 
 export const sumOf = (disks: readonly Disk[], key: 'sizeBytes' | 'readBytes' | 'storedBytes'): number =>
   disks.reduce((sum, disk) => sum + (disk[key] ?? 0), 0)
+
+/** Which resource of a cluster it is, and how the cluster sees it. */
+export function clusterLines({ cluster }: VmRecord): string[] {
+  if (cluster === undefined) return []
+  const { resource, node, role, managed, failCount } = cluster
+  const where = node === undefined ? role.toLowerCase() : `on ${node}`
+  const failures = failCount === 0 ? '' : `, ${failCount} failures counted`
+  return [`cluster resource ${resource}, ${where}${managed ? '' : ', not managed'}${failures}`]
+}

@@ -3,7 +3,16 @@
  * for it. Pure.
  */
 import { bytesText, countText, tableText } from './output.ts'
-import { conditionLines, costlyDisks, howText, methodText, recoveryLines, sumOf, type VmRecord } from './vm-record.ts'
+import {
+  clusterLines,
+  conditionLines,
+  costlyDisks,
+  howText,
+  methodText,
+  recoveryLines,
+  sumOf,
+  type VmRecord,
+} from './vm-record.ts'
 
 export type ListedVm = VmRecord & { readonly obstacles: readonly string[] }
 
@@ -20,8 +29,10 @@ export function renderVms(vms: readonly ListedVm[], width: number | undefined): 
   return tableText(columns, rows, width)
 }
 
-function notes({ because, obstacles, excluded, recovery }: ListedVm): string[] {
+function notes(vm: ListedVm): string[] {
+  const { because, obstacles, excluded, recovery } = vm
   return [
+    ...clusterLines(vm),
     ...(obstacles.length > 0 ? obstacles : [because]),
     ...(recovery === undefined || obstacles.length > 0 ? [] : [`${recovery.way}: ${recovery.because}`]),
     ...excluded.map(({ target, reason }) => `without ${target}: ${reason}`),
@@ -38,6 +49,7 @@ export function renderVmInWords(vm: ListedVm): string {
   )
   return [
     `${vm.name} (${vm.uuid}, ${vm.power}, ${countText(vm.disks.length, 'disk')})`,
+    ...clusterLines(vm).map((line) => `  ${line}`),
     ...how,
     ...conditionLines(vm),
     ...disks,

@@ -23,6 +23,8 @@ export interface BlockSource extends AsyncDisposable {
 export interface LendingSource extends BlockSource {
   /** As `read`, without a copy where that is possible: the bytes are valid until `use` has resolved. */
   withBytes(offset: number, length: number, use: (data: Uint8Array) => Promise<void>): Promise<void>
+  /** Whether these are the bytes of the whole chunk at `offset`, told by their hash and not by reading it where possible. */
+  holds?(offset: number, data: Buffer): Promise<boolean>
 }
 
 /** A disk that can be written. Disposal closes without flushing: call `flush` before you call it complete. */

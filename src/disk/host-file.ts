@@ -3,7 +3,7 @@
  * Reads and writes at offsets. A host that can not read or write (EIO, ENOSPC) is told with the file and the offset.
  */
 import { constants } from 'node:fs'
-import { type FileHandle, open } from 'node:fs/promises'
+import { copyFile, type FileHandle, open, rm } from 'node:fs/promises'
 import { failure } from '../errors.ts'
 import type { BlockSink, BlockSource, Extent } from './block-device.ts'
 
@@ -31,6 +31,35 @@ export async function createHostFile(path: string, sizeBytes: number): Promise<B
     await file.close()
     throw error
   }
+}
+
+/**
+ * Makes a clone that shares the blocks of `from` until one of both is written to (ioctl_ficlone(2): btrfs, XFS), and opens
+ * it; `path` must not exist. Undefined where the file system can not, or when `from` has another size.
+ */
+export async function cloneHostFile(
+  from: string,
+  path: string,
+  sizeBytes: number,
+): Promise<(BlockSource & BlockSink) | undefined> {
+  try {
+    await copyFile(from, path, constants.COPYFILE_EXCL | constants.COPYFILE_FICLONE_FORCE)
+  } catch {
+    return undefined
+  }
+  const file = await open(path, constants.O_RDWR)
+  try {
+    if ((await file.stat()).size === sizeBytes) {
+      const direct = await open(path, constants.O_WRONLY | constants.O_DIRECT).catch(() => undefined)
+      return new HostFile(path, file, sizeBytes, direct)
+    }
+  } catch (error) {
+    await file.close()
+    throw error
+  }
+  await file.close()
+  await rm(path)
+  return undefined
 }
 
 class HostFile implements BlockSource, BlockSink {

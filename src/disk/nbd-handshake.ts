@@ -6,6 +6,7 @@
 import { type Failure, invariant } from '../base/failure.ts'
 import { failure } from '../errors.ts'
 import {
+  allocationContextName,
   defaultMaximumBlockBytes,
   exportFlag,
   infoType,
@@ -54,13 +55,13 @@ interface OptionOutcome {
   readonly refusal?: { readonly type: number; readonly message: string }
 }
 
-const initialMagic = Buffer.from('NBDMAGIC')
-const optionMagic = Buffer.from('IHAVEOPT')
-const optionReplyMagicHigh = 0x0003e889
-const optionReplyMagicLow = 0x045565a9
-const allocation = 'base:allocation'
-const fixedNewstyle = 1
-const noZeroes = 2
+export const initialMagic = Buffer.from('NBDMAGIC')
+export const optionMagic = Buffer.from('IHAVEOPT')
+export const optionReplyMagicHigh = 0x0003e889
+export const optionReplyMagicLow = 0x045565a9
+const allocation = allocationContextName
+export const fixedNewstyle = 1
+export const noZeroes = 2
 /** A server has a handful of contexts and infos to report; more is an attempt to keep us reading for ever. */
 const maximumReplies = 64
 
@@ -182,19 +183,19 @@ function refusedExport(peer: Peer, refusal: { type: number; message: string }): 
   return failure('NBD_EXPORT_REFUSED', { address: peer.address, exportName: peer.exportName, reason })
 }
 
-function uint16(value: number): Buffer {
+export function uint16(value: number): Buffer {
   const bytes = Buffer.alloc(2)
   bytes.writeUInt16BE(value)
   return bytes
 }
 
-function uint32(value: number): Buffer {
+export function uint32(value: number): Buffer {
   const bytes = Buffer.alloc(4)
   bytes.writeUInt32BE(value)
   return bytes
 }
 
-function sized(text: string): Buffer {
+export function sized(text: string): Buffer {
   const bytes = Buffer.from(text)
   invariant(bytes.length <= maximumStringBytes, 'an NBD name is at most 4096 bytes long')
   return Buffer.concat([uint32(bytes.length), bytes])

@@ -1,7 +1,7 @@
 /**
  * The NBD protocol's numbers, and its fixed messages to and from bytes. Pure; the only file that meets bigint.
- * Follows the NBD project's doc/proto.md: "Transmission phase", "Values". The negotiation is in nbd-handshake.ts,
- * the incremental reading of replies in nbd-reply-reader.ts.
+ * Follows the NBD project's doc/proto.md: "Transmission phase", "Values". The client's negotiation is in nbd-handshake.ts,
+ * its incremental reading of replies in nbd-reply-reader.ts; the server's side of both is in nbd-server-*.ts.
  */
 import { failure } from '../errors.ts'
 
@@ -13,22 +13,55 @@ export const exportFlag = {
   readOnly: 1 << 1,
   sendFlush: 1 << 2,
   sendWriteZeroes: 1 << 6,
+  sendDontFragment: 1 << 7,
   canMultiConnect: 1 << 8,
 } as const
 
-export const optionType = { abort: 2, info: 6, go: 7, structuredReply: 8, setMetaContext: 10 } as const
-export const optionReply = { acknowledge: 1, info: 3, metaContext: 4, firstError: 0x80000000 } as const
-export const infoType = { export: 0, blockSize: 3 } as const
-export const chunkType = { none: 0, offsetData: 1, offsetHole: 2, blockStatus: 5, firstError: 0x8000 } as const
+/** Flags of a request. */
+export const commandFlag = { dontFragment: 1 << 2, requireOne: 1 << 3 } as const
+
+export const optionType = {
+  exportName: 1,
+  abort: 2,
+  list: 3,
+  info: 6,
+  go: 7,
+  structuredReply: 8,
+  listMetaContext: 9,
+  setMetaContext: 10,
+} as const
+export const optionReply = {
+  acknowledge: 1,
+  server: 2,
+  info: 3,
+  metaContext: 4,
+  firstError: 0x80000000,
+  unsupported: 0x80000001,
+  invalid: 0x80000003,
+  unknown: 0x80000006,
+} as const
+export const infoType = { export: 0, name: 1, blockSize: 3 } as const
+export const chunkType = {
+  none: 0,
+  offsetData: 1,
+  offsetHole: 2,
+  blockStatus: 5,
+  firstError: 0x8000,
+  error: 0x8001,
+} as const
+export const errorNumber = { notPermitted: 1, inputOutput: 5, invalid: 22, shuttingDown: 108 } as const
 
 export const simpleReplyMagic = 0x67446698
 export const structuredReplyMagic = 0x668e33ef
 export const chunkDoneFlag = 1
-const requestMagic = 0x25609513
-const requestBytes = 28
+export const requestMagic = 0x25609513
+export const requestBytes = 28
 
 /** In base:allocation: the range reads as zeros. (A hole that is not also zero may read as anything.) */
 export const statusZeroFlag = 1 << 1
+/** In base:allocation: nothing is kept for the range. */
+export const statusHoleFlag = 1 << 0
+export const allocationContextName = 'base:allocation'
 
 /** The longest string that the protocol allows. */
 export const maximumStringBytes = 4096

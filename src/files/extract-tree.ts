@@ -16,6 +16,12 @@ export interface ExtractOptions {
   readonly onProgress: (bytes: number) => void
 }
 
+export interface EntryOptions {
+  readonly signal: AbortSignal
+  /** Owners as archived, where we are root; else everything is ours, and nothing runs as somebody else (setuid, setgid). */
+  readonly keepOwners: boolean
+}
+
 const privateDirectory = 0o700
 const syncLimitMs = 10 * 60_000
 const nodeLimitMs = 10_000
@@ -23,14 +29,24 @@ const isRoot = () => process.getuid?.() === 0
 
 /** Makes `path`, which must not exist. Everything is on stable storage when it resolves. */
 export async function extractTree(source: BlockSource, path: string, options: ExtractOptions): Promise<void> {
+  const { signal, onProgress } = options
+  await extractEntries(readArchive(source, { onProgress }), path, { signal, keepOwners: true })
+}
+
+/** As `extractTree`, of entries that may be anybody's: what they can not be is refused with FILES_ARCHIVE_INVALID. */
+export async function extractEntries(
+  entries: AsyncIterable<ArchivedEntry>,
+  path: string,
+  options: EntryOptions,
+): Promise<void> {
   await mkdir(path, { mode: privateDirectory })
   await using root = await open(path, constants.O_RDONLY | constants.O_DIRECTORY | constants.O_NOFOLLOW)
   const { uid, mode } = await root.stat()
   if (uid !== process.getuid?.() || (mode & 0o777) !== privateDirectory) {
     throw failure('FILES_NOT_COPIED', { path, reason: 'it was replaced when it had just been made' })
   }
-  const extraction = new Extraction(root)
-  for await (const archived of readArchive(source, options.onProgress)) {
+  const extraction = new Extraction(root, options.keepOwners)
+  for await (const archived of entries) {
     options.signal.throwIfAborted()
     await extraction.take(archived)
   }
@@ -43,13 +59,16 @@ class Extraction {
   /** Every directory that was made, by its path as latin1. */
   readonly #directories = new Map<string, TreeEntry>()
   readonly #files = new Set<string>()
+  readonly #keepOwners: boolean
   #nodes = 0
 
-  constructor(root: FileHandle) {
+  constructor(root: FileHandle, keepOwners: boolean) {
     this.#root = root
+    this.#keepOwners = keepOwners
   }
 
-  async take({ entry, content }: ArchivedEntry): Promise<void> {
+  async take({ entry: archived, content }: ArchivedEntry): Promise<void> {
+    const entry = this.#keepOwners ? archived : { ...archived, ...ours(archived) }
     const key = entry.path.toString('latin1')
     if (key !== '') await this.#checkParent(key, entry)
     else if (this.#directories.size > 0) throw refusal(entry, 'it comes twice')
@@ -119,12 +138,17 @@ async function writeFile(place: Buffer, entry: TreeEntry, content: ArchivedEntry
   await using file = await open(place, flags, 0o600)
   let at = 0
   for await (const part of content()) {
+    if (typeof part === 'number') {
+      at += part
+      continue
+    }
     for (let done = 0; done < part.length; ) {
       const { bytesWritten } = await file.write(part, done, part.length - done, at)
       done += bytesWritten
       at += bytesWritten
     }
   }
+  await file.truncate(at) // a hole may be the end
   await giveAttributes(file, entry)
 }
 
@@ -134,6 +158,13 @@ async function giveAttributes(handle: FileHandle, entry: TreeEntry): Promise<voi
   await handle.chmod(entry.mode)
   await handle.utimes(seconds(entry), seconds(entry))
 }
+
+/** Without its owner a file must not lend anybody's rights. */
+const ours = ({ mode }: TreeEntry) => ({
+  uid: process.getuid?.() ?? 0,
+  gid: process.getgid?.() ?? 0,
+  mode: mode & 0o777,
+})
 
 /** As Node takes times: a floating number, so what comes back is true to the microsecond. */
 const seconds = ({ mtimeNs }: TreeEntry): number => Number(mtimeNs) / 1e9

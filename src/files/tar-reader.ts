@@ -1,6 +1,8 @@
 /**
  * Reads a tar archive that Umbra made, strictly: what DirectorySource does not write is refused, because a recovery point
- * may have been made by somebody else. Names never lead out of the tree. Source: as tar-header.ts.
+ * may have been made by somebody else. Names never lead out of the tree. An archive of GNU tar in the POSIX format is read as
+ * strictly: its names stand in extended headers, and files may be sparse. Source: as tar-header.ts; the manual of GNU tar,
+ * "PAX Format, Version 1.0" of sparse files.
  */
 import type { BlockSource } from '../disk/block-device.ts'
 import { failure } from '../errors.ts'
@@ -14,24 +16,41 @@ const readsAhead = 4
 
 export interface ArchivedEntry {
   readonly entry: TreeEntry
-  /** The content of a file; what is not read of it is skipped. */
-  content(): AsyncGenerator<Uint8Array>
+  /** The content of a file, a number for a hole of so many bytes; what is not read of it is skipped. */
+  content(): AsyncGenerator<Uint8Array | number>
+}
+
+export interface ArchiveOptions {
+  readonly onProgress?: ((bytes: number) => void) | undefined
+  /** Written by GNU tar in the POSIX format; else by Umbra. */
+  readonly fromGnuTar?: boolean
+  /** Gets how many bytes the archive has, with the block of zeros that ends it. */
+  readonly onEnd?: ((bytes: number) => void) | undefined
 }
 
 /** The entries in their order. Each one's content is read before the next is asked for, or not at all. */
-export async function* readArchive(source: BlockSource, onProgress?: (bytes: number) => void) {
+export async function* readArchive(
+  source: BlockSource,
+  { onProgress, onEnd, fromGnuTar = false }: ArchiveOptions = {},
+) {
   const input = new SequentialReader(source, onProgress)
   for (;;) {
-    const entry = await readEntry(input)
-    if (entry === undefined) return
-    const end = input.position + paddedBytes(entry.sizeBytes)
+    const found = await readEntry(input, fromGnuTar ? gnuTarKeys : ownKeys)
+    if (found === undefined) {
+      onEnd?.(input.position)
+      return
+    }
+    const { entry, storedBytes, isSparse } = found
+    const end = input.position + paddedBytes(storedBytes)
     if (end > source.sizeBytes) throw refusal(`${entry.path} ends beyond the archive`)
-    yield { entry, content: () => contentOf(input, entry.sizeBytes) } satisfies ArchivedEntry
+    const content = () =>
+      isSparse ? sparseContent(input, storedBytes, entry.sizeBytes) : contentOf(input, entry.sizeBytes)
+    yield { entry, content } satisfies ArchivedEntry
     await input.skipTo(end)
   }
 }
 
-async function* contentOf(input: SequentialReader, sizeBytes: number): AsyncGenerator<Uint8Array> {
+async function* contentOf(input: SequentialReader, sizeBytes: number): AsyncGenerator<Uint8Array | number> {
   for (let left = sizeBytes; left > 0; ) {
     const part = await input.upTo(left)
     left -= part.length
@@ -39,8 +58,51 @@ async function* contentOf(input: SequentialReader, sizeBytes: number): AsyncGene
   }
 }
 
+/** A map of what is data, in blocks of its own, and then that data. What lies between is a hole. */
+async function* sparseContent(input: SequentialReader, storedBytes: number, sizeBytes: number) {
+  const end = input.position + storedBytes
+  const map = await readSparseMap(input, end)
+  let at = 0
+  for (const [offset, length] of map) {
+    if (offset < at || offset + length > sizeBytes) throw refusal('the map of a sparse file is not in order')
+    if (offset > at) yield offset - at
+    if (input.position + length > end) throw refusal('a sparse file has less data than its map tells')
+    yield* contentOf(input, length)
+    at = offset + length
+  }
+  if (at < sizeBytes) yield sizeBytes - at
+}
+
+async function readSparseMap(input: SequentialReader, end: number): Promise<[number, number][]> {
+  let text = ''
+  const numbers: number[] = []
+  while (numbers.length === 0 || numbers.length < 1 + 2 * (numbers[0] as number)) {
+    if (input.position + blockBytes > end) throw refusal('the map of a sparse file has no end')
+    const lines = (text + Buffer.from(await input.exactly(blockBytes)).toString('latin1')).split('\n')
+    text = lines.pop() ?? ''
+    for (const line of lines) {
+      const value = /^\d{1,16}$/.test(line) ? Number(line) : Number.NaN
+      if (!Number.isSafeInteger(value)) throw refusal('the map of a sparse file is not understood')
+      numbers.push(value)
+      if ((numbers[0] as number) > mostSparseParts) throw refusal('a sparse file has too many parts')
+      if (numbers.length === 1 + 2 * (numbers[0] as number)) break
+    }
+  }
+  return Array.from({ length: numbers[0] as number }, (_, i) => [
+    numbers[1 + 2 * i] as number,
+    numbers[2 + 2 * i] as number,
+  ])
+}
+
+interface FoundEntry {
+  readonly entry: TreeEntry
+  /** What the archive holds of it: with its map, without its holes. */
+  readonly storedBytes: number
+  readonly isSparse: boolean
+}
+
 /** One entry with the long names and extended headers before it; undefined at the end of the archive. */
-async function readEntry(input: SequentialReader): Promise<TreeEntry | undefined> {
+async function readEntry(input: SequentialReader, keys: readonly string[]): Promise<FoundEntry | undefined> {
   let name: Buffer | undefined
   let link: Buffer | undefined
   let extended: Record<string, string> = {}
@@ -55,8 +117,8 @@ async function readEntry(input: SequentialReader): Promise<TreeEntry | undefined
     const type = header.toString('latin1', 156, 157)
     if (type === 'L') name = await readLongName(input, header)
     else if (type === 'K') link = await readLongName(input, header)
-    else if (type === 'x') extended = parseExtended(await readBody(input, header))
-    else return toEntry(header, type, name, link, extended)
+    else if (type === 'x') extended = parseExtended(await readBody(input, header), keys)
+    else return toFoundEntry(header, type, { name, link }, extended)
   }
 }
 
@@ -71,15 +133,18 @@ async function readLongName(input: SequentialReader, header: Buffer): Promise<Bu
   return body.at(-1) === 0 ? body.subarray(0, -1) : body
 }
 
-const knownKeys = ['mtime', 'size', 'uid', 'gid']
+const ownKeys = ['mtime', 'size', 'uid', 'gid']
+const sparseKeys = ['major', 'minor', 'name', 'realsize'].map((key) => `GNU.sparse.${key}`)
+const gnuTarKeys = [...ownKeys, 'path', 'linkpath', ...sparseKeys]
+const mostSparseParts = 1_000_000
 
-function parseExtended(body: Buffer): Record<string, string> {
+function parseExtended(body: Buffer, keys: readonly string[]): Record<string, string> {
   const text = body.toString('latin1')
   const found: Record<string, string> = {}
   for (let at = 0; at < text.length; ) {
-    const [, length = '', key = ''] = /^(\d{1,6}) ([a-z]+)=/.exec(text.slice(at, at + 40)) ?? []
+    const [, length = '', key = ''] = /^(\d{1,6}) ([A-Za-z.]+)=/.exec(text.slice(at, at + 40)) ?? []
     const record = text.slice(at, at + Number(length))
-    if (!knownKeys.includes(key) || record.length !== Number(length) || !record.endsWith('\n')) {
+    if (!keys.includes(key) || record.length !== Number(length) || !record.endsWith('\n')) {
       throw refusal('an extended header is not understood')
     }
     found[key] = record.slice(record.indexOf('=') + 1, -1)
@@ -89,6 +154,28 @@ function parseExtended(body: Buffer): Record<string, string> {
 }
 
 const kinds = new Map<string, EntryKind>(Object.entries(typeOfKind).map(([kind, type]) => [type, kind as EntryKind]))
+
+function toFoundEntry(
+  header: Buffer,
+  type: string,
+  names: { readonly name: Buffer | undefined; readonly link: Buffer | undefined },
+  extended: Record<string, string>,
+): FoundEntry {
+  const given = (key: string) => (extended[key] === undefined ? undefined : Buffer.from(extended[key], 'latin1'))
+  const isSparse = extended['GNU.sparse.major'] !== undefined
+  const [major, minor] = [extended['GNU.sparse.major'], extended['GNU.sparse.minor']]
+  if (isSparse && (type !== typeOfKind.file || major !== '1' || minor !== '0')) throw refusal('a sparse entry')
+  const name = names.name ?? (isSparse ? given('GNU.sparse.name') : given('path'))
+  // What the older POSIX format cuts off a long name stands there: GNU tar does not write it.
+  const isPosix = header[262] === 0
+  if (isPosix && name === undefined && header[345] !== 0) throw refusal('a name in two parts')
+  const entry = toEntry(header, type, name, names.link ?? given('linkpath'), extended)
+  if (!isSparse) return { entry, storedBytes: entry.sizeBytes, isSparse }
+  const text = extended['GNU.sparse.realsize'] ?? ''
+  const realBytes = /^\d{1,16}$/.test(text) ? Number(text) : Number.NaN
+  if (!Number.isSafeInteger(realBytes) || name === undefined) throw refusal('a sparse entry')
+  return { entry: { ...entry, sizeBytes: realBytes }, storedBytes: entry.sizeBytes, isSparse }
+}
 
 function toEntry(
   header: Buffer,

@@ -6,7 +6,7 @@ import { join } from 'node:path'
 import { describe, it } from 'node:test'
 import { setTimeout } from 'node:timers/promises'
 import { Failure } from '../base/failure.ts'
-import { connectLibvirt } from './connection.ts'
+import { connectLibvirt, type LibvirtConnection } from './connection.ts'
 import { isFailure, libvirtCode } from './libvirt-errors.ts'
 import { parseLibvirtUri } from './libvirt-uri.ts'
 import { keepaliveProcedures, procedures, programs } from './protocol.ts'
@@ -97,6 +97,63 @@ describe('a connection to libvirt', () => {
       const serials = (await Promise.all(calls)).map((answer) => answer.u32())
       assert.equal(new Set(serials).size, 3)
       assert.deepEqual(serials, serials.toSorted())
+    }))
+
+  const streamed = (call: RpcMessage, status: number, payload: Buffer = Buffer.alloc(0)) =>
+    encodeMessage({ ...call, type: messageTypes.stream, status, payload })
+  const download = (connection: LibvirtConnection, maxBytes = 100, deadlineMs = 5_000) =>
+    connection.download(procedures.domainScreenshot, new XdrWriter(), { deadlineMs, maxBytes, vm: 'web01' })
+
+  it('collects a stream that follows the answer to a call, and says that it has it', () =>
+    withDaemon(async (daemon) => {
+      const ends: RpcMessage[] = []
+      daemon.answer = (call, socket) => {
+        if (call.type === messageTypes.stream) {
+          ends.push(call)
+          return streamed(call, 0)
+        }
+        if (call.procedure !== procedures.domainScreenshot.number) return reply(call)
+        for (const part of ['some ', 'bytes', '']) socket.write(streamed(call, 2, Buffer.from(part)))
+        return undefined
+      }
+      const whole = daemon.answer
+      daemon.answer = (call, socket) => {
+        if (call.procedure === procedures.domainScreenshot.number && call.type === messageTypes.call) {
+          socket.write(reply(call, new XdrWriter().optionalString('image/png').bytes()))
+        }
+        return whole(call, socket)
+      }
+      await using connection = await connectLibvirt(daemon.uri)
+      assert.equal((await download(connection)).toString(), 'some bytes')
+      assert.equal((await download(connection)).toString(), 'some bytes')
+      await connection.call(procedures.connectGetVersion) // the end of each stream has been taken as such
+      assert.deepEqual(
+        ends.map(({ status, payload }) => [status, payload.length]),
+        [
+          [0, 0],
+          [0, 0],
+        ],
+      )
+    }))
+
+  it('rejects a stream that is refused, breaks, never ends or is too long', () =>
+    withDaemon(async (daemon) => {
+      const answers: Answer[] = [
+        (call) => error(call, 55, 'no screen'),
+        (call) =>
+          Buffer.concat([
+            reply(call),
+            streamed(call, 1, new XdrWriter().i32(1).i32(10).optionalString('lost').bytes()),
+          ]),
+        (call) => reply(call),
+        (call) => Buffer.concat([reply(call), streamed(call, 2, Buffer.alloc(101))]),
+      ]
+      daemon.answer = (call, socket) => (call.type === messageTypes.call ? answers.shift()?.(call, socket) : undefined)
+      await using connection = await connectLibvirt(daemon.uri)
+      await assert.rejects(download(connection), code('HYPERVISOR_REFUSED'))
+      await assert.rejects(download(connection), code('HYPERVISOR_REFUSED'))
+      await assert.rejects(download(connection, 100, 30), code('DEADLINE_EXCEEDED'))
+      await assert.rejects(download(connection), code('HYPERVISOR_PROTOCOL'))
     }))
 
   it('rejects a call whose deadline has passed, and drops its late answer', () =>

@@ -82,6 +82,16 @@ export class LibvirtConnection implements AsyncDisposable {
     }
   }
 
+  /** A call that answers with bytes as a stream, at most `maxBytes`; it changes nothing. */
+  async download(
+    procedure: Procedure,
+    args: XdrWriter,
+    options: { readonly deadlineMs: number; readonly maxBytes: number; readonly vm?: string | undefined },
+  ): Promise<Buffer> {
+    const lane = this.#lanes.find(({ isOpen }) => isOpen) ?? (await this.#openLane())
+    return await lane.download(procedure, args.bytes(), { ...options, vm: options.vm })
+  }
+
   /** Calls the handler for each event from now on, until the function in the answer is called. Events are hints: a
    * daemon that restarts loses some, so whoever waits for one also looks by itself from time to time. */
   async on<Kind extends EventKind>(kind: Kind, handler: Handler<Kind>): Promise<() => void> {

@@ -13,6 +13,9 @@ const memoryDeadlineMs = 30 * 60_000
 /** libvirt itself waits 30 s for another job to end, and a VM that is cut off has 15 s to go by itself. */
 const longDeadlineMs = 120_000
 
+/** A screen of 4096 by 2160 as a PPM has 26.5 million bytes. */
+const mostScreenBytes = 32 * 1024 * 1024
+
 export interface DomainState {
   readonly state: number
   readonly reason: number
@@ -188,6 +191,11 @@ export class DomainCalls {
     await this.#call(procedures.domainBlockCommit, uuid, args, longDeadlineMs)
   }
 
+  /** Copies the whole chain beneath the disk's image into it, as fast as it goes. */
+  async blockPull(uuid: string, target: string): Promise<void> {
+    await this.#call(procedures.domainBlockPull, uuid, this.#domain(uuid).string(target).u64(0n).u32(0), longDeadlineMs)
+  }
+
   async blockJobAbort(uuid: string, target: string, flags: number): Promise<void> {
     const args = this.#domain(uuid).string(target).u32(flags)
     await this.#call(procedures.domainBlockJobAbort, uuid, args, longDeadlineMs)
@@ -252,6 +260,12 @@ export class DomainCalls {
 
   async undefine(uuid: string, flags: number): Promise<void> {
     await this.#call(procedures.domainUndefineFlags, uuid, this.#domain(uuid).u32(flags))
+  }
+
+  /** The first screen of a running VM, in the format that QEMU writes: PNG, before 7.1 PPM. */
+  async screenshot(uuid: string): Promise<Buffer> {
+    const options = { deadlineMs: 30_000, maxBytes: mostScreenBytes, vm: this.nameOf(uuid) }
+    return await this.#connection.download(procedures.domainScreenshot, this.#domain(uuid).u32(0).u32(0), options)
   }
 
   async setAgentTimeout(uuid: string, seconds: number): Promise<void> {

@@ -4,7 +4,7 @@
  */
 import type { Element } from '@xmldom/xmldom'
 import { failure } from '../errors.ts'
-import type { DiskImage, DiskStorage } from '../vm/hypervisor.ts'
+import type { DiskImage, DiskStorage, ServedBacking } from '../vm/hypervisor.ts'
 import {
   attribute,
   child,
@@ -66,13 +66,15 @@ export const connectNic = (xml: string, mac: string, to: NicConnection): string 
   edit(xml, (root) => {
     const nic = findNic(root, mac)
     const kind = 'network' in to ? 'network' : 'bridge'
+    const former = attribute(nic, 'type') ?? kind
     nic.setAttribute('type', kind)
     const mark = child(nic, 'mac')?.nextSibling ?? nic.firstChild
     const source = createElement(nic, 'source', { ...to })
     const known = child(nic, 'source')
     if (known === undefined) nic.insertBefore(source, mark)
     else nic.replaceChild(source, known)
-    remove(child(nic, 'virtualport'), child(nic, 'vlan'), child(nic, 'backend'))
+    remove(child(nic, 'virtualport'), child(nic, 'vlan'), child(nic, 'backend'), child(nic, 'script'))
+    if (![kind, 'network', 'bridge'].includes(former)) remove(child(nic, 'target'), child(nic, 'driver'))
   })
 
 function findNic(root: Element, mac: string): Element {
@@ -100,6 +102,21 @@ export const setDiskImage = (xml: string, target: string, image: DiskImage): str
     const { type, source } = sourceElement(disk, image.storage)
     putSource(disk, type, source, image.format)
     remove(child(disk, 'backingStore'))
+  })
+
+/** States what lies beneath a disk, so that nothing is guessed from it: a served disk, and nothing beneath that. */
+export const setServedBacking = (xml: string, target: string, backing: ServedBacking): string =>
+  edit(xml, (root) => {
+    const disk = findDisk(root, target)
+    const { socketPath, exportName, reconnectDelaySeconds } = backing
+    const { type, source } = sourceElement(disk, { nbd: { socketPath, exportName } })
+    source.appendChild(createElement(disk, 'reconnect', { delay: String(reconnectDelaySeconds) }))
+    const beneath = createElement(disk, 'backingStore', { type })
+    for (const part of [createElement(disk, 'format', { type: 'raw' }), source, createElement(disk, 'backingStore')]) {
+      beneath.appendChild(part)
+    }
+    remove(child(disk, 'backingStore'))
+    disk.insertBefore(beneath, child(disk, 'source')?.nextSibling ?? null)
   })
 
 /** Lets libvirt find out by itself what lies beneath a disk, as it does for every disk that does not say. */

@@ -66,6 +66,19 @@ describe('a guest agent', () => {
     await assert.rejects(new GuestAgent(broken, 'x').osInfo(), code('GUEST_REFUSED'))
   })
 
+  it('tells the addresses that others can reach, and none that is no address', async () => {
+    const of = (...addresses: string[]) => ({
+      name: 'eth0',
+      'ip-addresses': addresses.map((one) => ({
+        'ip-address': one,
+        'ip-address-type': one.includes(':') ? 'ipv6' : 'ipv4',
+      })),
+    })
+    const interfaces = [of('127.0.0.1', '::1'), { name: 'eth1' }, of('198.18.7.20', 'fe80::1', '2001:db8::5', '; rm')]
+    const fake = channel(() => interfaces)
+    assert.deepEqual(await new GuestAgent(fake, 'x').addresses(), ['198.18.7.20', '2001:db8::5'])
+  })
+
   it('may answer anything at all: it becomes a coded failure or a checked value', async () => {
     const odd = fc.oneof(
       fc.json(),
@@ -85,6 +98,7 @@ describe('a guest agent', () => {
           () => guest.freezeStatus(),
           () => guest.fileSystems(),
           () => guest.osInfo(),
+          () => guest.addresses(),
           () => guest.exec('/bin/true', [], { timeoutMs: 0 }),
           () => guest.disks(),
           () => guest.allowed('guest-exec'),

@@ -3,6 +3,7 @@
  * Agent Protocol Reference"). The agent does one thing after the other: an answer to a later command proves that an
  * earlier one, whose answer never came, is not under way any more. Thaw relies on that.
  */
+import { isIP } from 'node:net'
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { z } from 'zod'
 import { describeError, Failure } from '../base/failure.ts'
@@ -240,6 +241,12 @@ export class GuestAgent implements GuestIntegration {
     } finally {
       await this.#command('guest-file-close', replies.anyReply, { args: { handle } })
     }
+  }
+
+  async addresses(): Promise<readonly string[]> {
+    const interfaces = await this.#command('guest-network-get-interfaces', replies.interfacesReply)
+    const told = interfaces.flatMap((one) => one['ip-addresses'].map((address) => address['ip-address']))
+    return told.filter((address) => isIP(address) !== 0 && !/^(127\.|169\.254\.|::1$|fe[89ab])/i.test(address))
   }
 
   async syncClock(): Promise<void> {

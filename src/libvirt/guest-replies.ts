@@ -62,6 +62,18 @@ export const disksReply = z
   )
   .max(4096)
 
+export const interfacesReply = z
+  .array(
+    z.object({
+      name: shortText,
+      'ip-addresses': z
+        .array(z.object({ 'ip-address': shortText, 'ip-address-type': z.enum(['ipv4', 'ipv6']) }))
+        .max(1024)
+        .default([]),
+    }),
+  )
+  .max(1024)
+
 export const infoReply = z.object({
   supported_commands: z.array(z.object({ name: shortText, enabled: z.boolean() })).max(1024),
 })

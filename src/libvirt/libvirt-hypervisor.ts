@@ -14,6 +14,7 @@ import type {
 import type { GuestRequestor } from '../vm/guest-requestor.ts'
 import type {
   AttachedCopy,
+  DiskPulls,
   Hypervisor,
   HypervisorFacts,
   OverlayInPlace,
@@ -21,18 +22,21 @@ import type {
   PowerState,
   VmFacts,
 } from '../vm/hypervisor.ts'
+import type { HostFacts, MachineNeeds } from '../vm/machine-needs.ts'
 import * as backupJob from './backup-job.ts'
 import { changeTracking, removeTrackingPoint } from './checkpoints.ts'
 import { connectLibvirt, type LibvirtConnection } from './connection.ts'
 import { DomainCalls } from './domain-calls.ts'
 import { GuestAgent, type GuestLimits } from './guest-agent.ts'
+import { hostFacts } from './host-facts.ts'
 import { attachCopy, detachCopy } from './hot-add.ts'
 import { isFailure, libvirtCode } from './libvirt-errors.ts'
 import { mergeOverlay } from './merge-overlay.ts'
-import { ensureIsolatedNetwork, networks } from './networks.ts'
+import { createIsolatedNetwork, ensureIsolatedNetwork, networks, removeIsolatedNetwork } from './networks.ts'
 import { discardOverlays, type PreparedOverlays, prepareOverlays, putOverlaysOn } from './overlays.ts'
 import * as power from './power.ts'
 import { libvirtCodes, procedures, undefineFlags } from './protocol.ts'
+import { beginPull, endPull, pullProgress, vmOwner } from './pull.ts'
 import { UmbraGuest } from './umbra-guest.ts'
 import { vmFacts } from './vm-facts.ts'
 
@@ -44,7 +48,7 @@ export async function connectHypervisor(
   return new LibvirtHypervisor(await connectLibvirt(uri), options.guestLimits)
 }
 
-export class LibvirtHypervisor implements Hypervisor {
+export class LibvirtHypervisor implements Hypervisor, DiskPulls {
   readonly connection: LibvirtConnection
   readonly #domains: DomainCalls
   readonly #guests = new Map<string, GuestAgent>()
@@ -181,6 +185,22 @@ export class LibvirtHypervisor implements Hypervisor {
     return inSlot(merging, () => mergeOverlay(this.#domains, uuid, overlay))
   }
 
+  beginPull(uuid: string, target: string): Promise<void> {
+    return beginPull(this.#domains, uuid, target)
+  }
+
+  pullProgress(uuid: string, target: string) {
+    return pullProgress(this.#domains, uuid, target)
+  }
+
+  endPull(uuid: string, target: string): Promise<void> {
+    return endPull(this.#domains, uuid, target)
+  }
+
+  vmOwner() {
+    return vmOwner(this.connection)
+  }
+
   changeTracking(uuid: string): Promise<ChangeTracking> {
     return changeTracking(this.#domains, uuid)
   }
@@ -234,7 +254,7 @@ export class LibvirtHypervisor implements Hypervisor {
     return this.#domains.define(configuration)
   }
 
-  async undefine(uuid: string, options = { discardSaved: false }): Promise<void> {
+  async undefine(uuid: string, options: { discardSaved?: boolean; discardFirmware?: boolean } = {}): Promise<void> {
     const state = await this.power(uuid)
     if (state === 'gone') return
     const vm = this.#domains.nameOf(uuid)
@@ -242,15 +262,18 @@ export class LibvirtHypervisor implements Hypervisor {
       throw failure('VM_STATE', { vm, state, reason: 'its memory image would be lost' })
     if (state !== 'off' && state !== 'saved')
       throw failure('VM_STATE', { vm, state, reason: 'only a VM that is off can be removed' })
-    const { managedSave, snapshotsMetadata, keepNvram, checkpointsMetadata, keepTpm } = undefineFlags
-    const flags = snapshotsMetadata | keepNvram | checkpointsMetadata | (options.discardSaved ? managedSave : 0)
+    const { managedSave, snapshotsMetadata, checkpointsMetadata } = undefineFlags
+    const { discardFirmware = false } = options
+    const nvram = discardFirmware ? undefineFlags.nvram : undefineFlags.keepNvram
+    const flags = snapshotsMetadata | nvram | checkpointsMetadata | (options.discardSaved ? managedSave : 0)
     try {
-      await this.#domains.undefine(uuid, flags | keepTpm)
+      await this.#domains.undefine(uuid, flags | (discardFirmware ? undefineFlags.tpm : undefineFlags.keepTpm))
     } catch (error) {
       if (isFailure(error, 'VM_NOT_FOUND')) return
       // libvirt before 8.9 does not know KEEP_TPM, and keeps no TPM state when a VM is undefined: not without the owner.
       if (libvirtCode(error) !== libvirtCodes.invalidArgument) throw error
-      if ((await vmFacts(this.#domains, uuid)).hostFiles.some((file) => file.role === 'tpm')) throw error
+      const { hostFiles } = await vmFacts(this.#domains, uuid)
+      if (!discardFirmware && hostFiles.some((file) => file.role === 'tpm')) throw error
       await this.#domains.undefine(uuid, flags)
     }
   }
@@ -259,8 +282,30 @@ export class LibvirtHypervisor implements Hypervisor {
     return networks(this.connection)
   }
 
+  hostFacts(needs: MachineNeeds): Promise<HostFacts> {
+    return hostFacts(this.connection, needs)
+  }
+
   ensureIsolatedNetwork(name: string): Promise<void> {
     return ensureIsolatedNetwork(this.connection, name)
+  }
+
+  createIsolatedNetwork(name: string, subnet?: string): Promise<void> {
+    return createIsolatedNetwork(this.connection, name, subnet)
+  }
+
+  removeIsolatedNetwork(name: string): Promise<void> {
+    return removeIsolatedNetwork(this.connection, name)
+  }
+
+  /** A VM without a screen is refused by libvirt in several ways; none of them is worth more than that there is none. */
+  async screenshot(uuid: string): Promise<Uint8Array | undefined> {
+    try {
+      return await this.#domains.screenshot(uuid)
+    } catch (error) {
+      if (isFailure(error, 'HYPERVISOR_REFUSED')) return undefined
+      throw error
+    }
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

@@ -57,11 +57,7 @@ async function lookup(connection: LibvirtConnection, name: string): Promise<Netw
 /** libvirt chooses the bridge's name. Started with the host, because VMs connected to it cannot start without it. */
 export async function ensureIsolatedNetwork(connection: LibvirtConnection, name: string): Promise<void> {
   const network = (await lookup(connection, name)) ?? (await defineIsolated(connection, name))
-  const xml = (await connection.call(procedures.networkGetXmlDesc, asArgument(network).u32(0))).string()
-  if (child(parseXml(xml, 'network', name).root, 'forward') !== undefined) {
-    const reason = `there is a network ${name}, but it is connected to the outside`
-    throw failure('HYPERVISOR_REFUSED', { call: 'the isolated network', reason })
-  }
+  await refuseUplink(connection, network)
   const isActive = async () => (await connection.call(procedures.networkIsActive, asArgument(network))).i32() === 1
   if (!(await isActive())) {
     try {
@@ -71,6 +67,42 @@ export async function ensureIsolatedNetwork(connection: LibvirtConnection, name:
     }
   }
   await connection.call(procedures.networkSetAutostart, asArgument(network).i32(1))
+}
+
+/** Made, not defined: it is gone when it is stopped, or the host is. */
+export async function createIsolatedNetwork(
+  connection: LibvirtConnection,
+  name: string,
+  subnet: string | undefined,
+): Promise<void> {
+  const addresses =
+    subnet === undefined
+      ? ''
+      : `<ip address='${escapeXml(subnet)}.1' netmask='255.255.255.0'>` +
+        `<dhcp><range start='${escapeXml(subnet)}.10' end='${escapeXml(subnet)}.250'/></dhcp></ip>`
+  // Without a name server: what guests ask of one would go out through the host's.
+  const xml = `<network><name>${escapeXml(name)}</name><dns enable='no'/>${addresses}</network>`
+  await connection.call(procedures.networkCreateXml, new XdrWriter().string(xml))
+}
+
+/** Idempotent: stopped by somebody else is as good. */
+export async function removeIsolatedNetwork(connection: LibvirtConnection, name: string): Promise<void> {
+  const network = await lookup(connection, name)
+  if (network === undefined) return
+  await refuseUplink(connection, network)
+  try {
+    await connection.call(procedures.networkDestroy, asArgument(network))
+  } catch (error) {
+    if ((await lookup(connection, name)) !== undefined) throw error
+  }
+}
+
+async function refuseUplink(connection: LibvirtConnection, network: Network): Promise<void> {
+  const { name } = network
+  const xml = (await connection.call(procedures.networkGetXmlDesc, asArgument(network).u32(0))).string()
+  if (child(parseXml(xml, 'network', name).root, 'forward') === undefined) return
+  const reason = `there is a network ${name}, but it is connected to the outside`
+  throw failure('HYPERVISOR_REFUSED', { call: 'the isolated network', reason })
 }
 
 async function defineIsolated(connection: LibvirtConnection, name: string): Promise<Network> {

@@ -65,8 +65,9 @@ export class OverlayProvider implements Provider {
     this.#clock = options.clock ?? systemClock
   }
 
-  supports(volume: Volume): number {
-    return volume.properties.kind === 'vm-disk' && volume.properties.image !== undefined ? 10 : 0
+  supports({ properties }: Volume): number {
+    if (properties.noOverlay === true) return 0
+    return properties.kind === 'vm-disk' && properties.image !== undefined ? 10 : 0
   }
 
   async beginPrepareSnapshot(session: ProviderSession, volume: Volume, attributes: number): Promise<void> {

@@ -28,6 +28,9 @@ export const procedures = {
   connectOpen: reads(1, 'virConnectOpen'),
   connectGetType: reads(3, 'virConnectGetType'),
   connectGetVersion: reads(4, 'virConnectGetVersion'),
+  connectGetCapabilities: reads(7, 'virConnectGetCapabilities'),
+  connectGetDomainCapabilities: reads(342, 'virConnectGetDomainCapabilities'),
+  connectCompareHypervisorCpu: reads(393, 'virConnectCompareHypervisorCPU'),
   connectGetHostname: reads(59, 'virConnectGetHostname'),
   connectGetLibVersion: reads(157, 'virConnectGetLibVersion'),
   authList: reads(66, 'authentication list'),
@@ -57,6 +60,7 @@ export const procedures = {
   domainDestroy: changes(12, 'virDomainDestroy'),
   domainSnapshotCreateXml: changes(185, 'virDomainSnapshotCreateXML'),
   domainBlockCommit: changes(290, 'virDomainBlockCommit'),
+  domainBlockPull: changes(240, 'virDomainBlockPull'),
   domainBlockJobAbort: changes(237, 'virDomainBlockJobAbort'),
   domainAttachDeviceFlags: changes(160, 'virDomainAttachDeviceFlags'),
   domainDetachDeviceFlags: changes(161, 'virDomainDetachDeviceFlags'),
@@ -75,6 +79,9 @@ export const procedures = {
   networkGetXmlDesc: reads(43, 'virNetworkGetXMLDesc'),
   networkDefineXml: changes(41, 'virNetworkDefineXML'),
   networkCreate: changes(39, 'virNetworkCreate'),
+  networkCreateXml: changes(40, 'virNetworkCreateXML'),
+  networkDestroy: changes(42, 'virNetworkDestroy'),
+  domainScreenshot: reads(211, 'virDomainScreenshot'),
   networkSetAutostart: reads(48, 'virNetworkSetAutostart'),
   agentCommand: { ...changes(3, 'virDomainQemuAgentCommand'), program: programs.qemu },
 } as const satisfies Record<string, Procedure>
@@ -99,6 +106,7 @@ export const libvirtCodes = {
   blockCopyActive: 83,
   agentUnresponsive: 86,
   resourceBusy: 87,
+  cpuIncompatible: 91,
   agentUnsynced: 97,
   noDomainMetadata: 80,
   noCheckpoint: 103,
@@ -132,8 +140,10 @@ export const snapshotFlags = { noMetadata: 4, diskOnly: 16, reuseExisting: 32, a
 export const undefineFlags = {
   managedSave: 1,
   snapshotsMetadata: 2,
+  nvram: 4,
   keepNvram: 8,
   checkpointsMetadata: 16,
+  tpm: 32,
   keepTpm: 64,
 } as const
 export const backupBeginFlags = { reuseExisting: 1 } as const
@@ -147,4 +157,6 @@ export const backupBlockJob = 5
 /** virDomainJobOperation VIR_DOMAIN_JOB_OPERATION_BACKUP. */
 export const backupOperation = 9
 export const blockCommitFlags = { shallow: 1, active: 4 } as const
-export const blockJobAbortFlags = { pivot: 2 } as const
+export const blockJobAbortFlags = { async: 1, pivot: 2 } as const
+/** virDomainBlockJobType VIR_DOMAIN_BLOCK_JOB_TYPE_PULL. */
+export const pullBlockJob = 1

@@ -6,7 +6,7 @@
 import { connect, type Socket } from 'node:net'
 import { Failure } from '../base/failure.ts'
 import { failure } from '../errors.ts'
-import { failureOf, readVirError } from './libvirt-errors.ts'
+import { failureOf, isFailure, readVirError } from './libvirt-errors.ts'
 import { keepaliveProcedures, type Procedure, programs, protocolVersion } from './protocol.ts'
 import { brokenProtocol, encodeMessage, MessageSplitter, messageTypes, type RpcMessage, XdrReader } from './rpc-wire.ts'
 
@@ -18,6 +18,17 @@ export interface CallOptions {
 
 /** True for a call that the daemon can not have seen: to make it again is safe, whatever it does. */
 export const wasNeverSent = (error: unknown): boolean => error instanceof Failure && error.context.neverSent === true
+
+/** The data of a stream, and where it goes; without an end it is only waited for. */
+interface Download {
+  readonly parts: Buffer[]
+  bytes: number
+  readonly maxBytes: number
+  readonly end?: { readonly resolve: (data: Buffer) => void; readonly reject: (error: unknown) => void }
+}
+
+/** VIR_NET_CONTINUE. */
+const streamGoesOn = 2
 
 interface PendingCall {
   readonly resolve: (answer: XdrReader) => void
@@ -33,6 +44,8 @@ export class RpcSocket implements AsyncDisposable {
   readonly #splitter = new MessageSplitter()
   readonly #pending = new Map<number, PendingCall>()
   readonly #abandoned = new Set<number>()
+  /** Streams of bytes to us, by the serial of the call that opened them. */
+  readonly #downloads = new Map<number, Download>()
   #lastSerial = 0
   #closedBecause: unknown
 
@@ -99,6 +112,33 @@ export class RpcSocket implements AsyncDisposable {
     })
   }
 
+  /**
+   * A call whose answer is followed by a stream of bytes to us; all of them, at most `maxBytes`. What comes after the
+   * deadline is dropped.
+   */
+  async download(procedure: Procedure, args: Buffer, options: CallOptions & { maxBytes: number }): Promise<Buffer> {
+    const { promise, resolve, reject } = Promise.withResolvers<Buffer>()
+    promise.catch(() => undefined) // the call itself may fail first
+    const answer = this.call(procedure, args, options)
+    const serial = this.#lastSerial
+    const download = { parts: [], bytes: 0, maxBytes: options.maxBytes }
+    this.#downloads.set(serial, { ...download, end: { resolve, reject } })
+    const timer = setTimeout(() => {
+      reject(failure('DEADLINE_EXCEEDED', { what: procedure.name, limitMs: options.deadlineMs }))
+      this.#endStream(serial, procedure, 1)
+      this.#downloads.set(serial, download)
+    }, options.deadlineMs)
+    try {
+      await answer
+      return await promise
+    } catch (error) {
+      if (!isFailure(error, 'DEADLINE_EXCEEDED')) this.#downloads.delete(serial)
+      throw error
+    } finally {
+      clearTimeout(timer)
+    }
+  }
+
   async [Symbol.asyncDispose](): Promise<void> {
     this.#close(this.#unreachable('the connection was given back'))
     await Promise.resolve()
@@ -128,6 +168,9 @@ export class RpcSocket implements AsyncDisposable {
     this.#pending.clear()
     this.#abandoned.clear()
     for (const call of pending) call.reject(because)
+    const downloads = [...this.#downloads.values()]
+    this.#downloads.clear()
+    for (const { end } of downloads) end?.reject(because)
   }
 
   #receive(chunk: Buffer): void {
@@ -143,6 +186,8 @@ export class RpcSocket implements AsyncDisposable {
       if (message.procedure === keepaliveProcedures.ping) this.#answerPing(message)
     } else if (message.type === messageTypes.event) {
       this.#onEvent(message.procedure, new XdrReader(message.payload))
+    } else if (message.type === messageTypes.stream) {
+      this.#streamed(message)
     } else if (message.type === messageTypes.reply) {
       this.#settle(message)
     } else {
@@ -152,6 +197,34 @@ export class RpcSocket implements AsyncDisposable {
 
   #answerPing(ping: RpcMessage): void {
     this.#socket.write(encodeMessage({ ...ping, procedure: keepaliveProcedures.pong, payload: Buffer.alloc(0) }))
+  }
+
+  /** Data come as parts that go on (status 2), the last one empty; then each side says that it has ended (0, 1). */
+  #streamed({ serial, status, payload, procedure, program }: RpcMessage): void {
+    const download = this.#downloads.get(serial)
+    if (download === undefined) throw brokenProtocol(`a stream that was never asked for (${serial})`)
+    const { parts, maxBytes, end } = download
+    if (status !== streamGoesOn) {
+      this.#downloads.delete(serial)
+      if (status === 0) end?.resolve(Buffer.concat(parts))
+      else end?.reject(failureOf(readVirError(new XdrReader(payload)), 'the stream', undefined))
+      return
+    }
+    if (end === undefined) return
+    if (payload.length === 0) {
+      this.#endStream(serial, { program, number: procedure }, 0)
+      end.resolve(Buffer.concat(parts))
+      this.#downloads.set(serial, { parts: [], bytes: 0, maxBytes })
+      return
+    }
+    download.bytes += payload.length
+    if (download.bytes > maxBytes) throw brokenProtocol(`a stream of more than ${maxBytes} bytes`)
+    parts.push(Buffer.from(payload)) // which may be a view of much more
+  }
+
+  #endStream(serial: number, { program, number }: Pick<Procedure, 'program' | 'number'>, status: 0 | 1): void {
+    const message = { program, version: protocolVersion, procedure: number, serial, status, payload: Buffer.alloc(0) }
+    this.#socket.write(encodeMessage({ ...message, type: messageTypes.stream }))
   }
 
   #settle(message: RpcMessage): void {

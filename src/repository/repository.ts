@@ -33,13 +33,15 @@
  * ¹⁰ a manifest is read whole or found missing; a list is of a moment. What a deleted point needed may go a day later.
  * ¹¹ new indexes stand before old ones go, and copies before what was copied. Who finds a pack gone reads the indexes anew;
  *   what nobody has any more is a coded failure.
- * ¹² who deletes looks for a pin before; who pins looks for the manifest after, and takes the pin back.
+ * ¹² who deletes looks for a pin before; who pins looks for the manifest after, and takes the pin back. Checks (checks.ts) are
+ *   put in the same way, and removed after the manifest.
  * ¹³ each puts a marker of the purpose 'collection' and gives way when there is another.
  */
 import { systemClock } from '../base/clock.ts'
 import { invariant } from '../base/failure.ts'
 import { failure } from '../errors.ts'
 import type { Backend } from './backend.ts'
+import { addCheck, type Check, checkScreen, checks, type NewCheck, removeChecks } from './checks.ts'
 import { ChunkStore } from './chunk-store.ts'
 import { type CollectOptions, collectRepository } from './collect.ts'
 import type { CollectReport } from './collect-report.ts'
@@ -68,6 +70,7 @@ import { chunkFailure, openStreamSource } from './stream-source.ts'
 import { type Encryption, initRepository, type SealedBy, type Unlock, unlockRepository } from './unlock.ts'
 import { type VerifyOptions, type VerifyReport, verifyPoints } from './verify.ts'
 
+export type { Check, NewCheck } from './checks.ts'
 export type { CollectOptions } from './collect.ts'
 export type { CollectReport } from './collect-report.ts'
 export type { DamagedIndex } from './index-reader.ts'
@@ -131,6 +134,12 @@ export interface Repository extends AsyncDisposable {
   pin(id: string, note: string): Promise<'pinned' | 'exists'>
   /** That it was not pinned is no error. */
   unpin(id: string): Promise<void>
+  /** Verdicts on the VMs of a point, or of all points by their ids, oldest first; see checks.ts. */
+  checks(pointId?: string): Promise<Map<string, Check[]>>
+  /** Keeps a verdict on a VM of the point `id`; answers with the check's id. RECOVERY_POINT_NOT_FOUND. */
+  addCheck(id: string, check: NewCheck): Promise<string>
+  /** The PNG of a check; undefined when it has none. */
+  checkScreen(pointId: string, checkId: string): Promise<Buffer | undefined>
   /** Reads and verifies every byte of the points (all by default), each chunk once; damage is the report, not an error. */
   verify(options?: VerifyOptions): Promise<VerifyReport>
   /**
@@ -300,6 +309,19 @@ class OpenRepository implements Repository {
     invariant(isPointId(id), `no recovery point id: ${id}`)
     await refusePinned(this.#pinPlace, id)
     await this.#backend.delete(objectKeys.point(id))
+    await removeChecks(this.#backend, id)
+  }
+
+  checks(pointId?: string): Promise<Map<string, Check[]>> {
+    return checks(this.#pinPlace, pointId)
+  }
+
+  addCheck(id: string, check: NewCheck): Promise<string> {
+    return addCheck(this.#pinPlace, id, check, this.#now())
+  }
+
+  checkScreen(pointId: string, checkId: string): Promise<Buffer | undefined> {
+    return checkScreen(this.#pinPlace, pointId, checkId)
   }
 
   pins(): Promise<Map<string, Pin>> {

@@ -7,7 +7,7 @@ import { failure } from '../errors.ts'
 import type { ChunkStore } from './chunk-store.ts'
 import { blockSizeBytes, check, FormatError } from './format.ts'
 import { segmentChunks } from './map-segment.ts'
-import { readPlace } from './place-read.ts'
+import { placeEquals, readPlace } from './place-read.ts'
 import type { ManifestStream } from './recovery-point.ts'
 import { openStreamMap, type StreamMap } from './stream-map.ts'
 
@@ -28,6 +28,10 @@ export function chunkFailure(error: unknown, stream: string, point: string, offs
   if (!(error instanceof FormatError)) return error
   return failure('REPOSITORY_CHUNK_CORRUPT', { stream, point, offset, reason: error.message }, error)
 }
+
+/** The first byte is zero, and each is the one before it. */
+const isZero = (data: Buffer): boolean =>
+  data.length === 0 || (data[0] === 0 && data.subarray(1).equals(data.subarray(0, -1)))
 
 class StreamSource implements LendingSource {
   readonly sizeBytes: number
@@ -76,6 +80,18 @@ class StreamSource implements LendingSource {
       })
     } catch (error) {
       throw chunkFailure(error, this.#name.stream, this.#name.point, offset - skip)
+    }
+  }
+
+  async holds(offset: number, data: Buffer): Promise<boolean> {
+    this.#checkRange(offset, data.length)
+    try {
+      const place = await this.#map.at(Math.floor(offset / this.#map.chunkSizeBytes))
+      if (place === undefined) return isZero(data)
+      if ('whole' in place) return place.whole.equals(this.#store.seal.idOf(data))
+      return await placeEquals(this.#store, place, data)
+    } catch (error) {
+      throw chunkFailure(error, this.#name.stream, this.#name.point, offset)
     }
   }
 

@@ -10,7 +10,7 @@ import type { BlockSource } from '../disk/block-device.ts'
 import { failure } from '../errors.ts'
 import type { PointDraft, Repository } from '../repository/repository.ts'
 import { BackupComponents } from '../vss/backup-components.ts'
-import type { ComponentMetadata, WriterMetadata } from '../vss/components.ts'
+import { type ComponentMetadata, type WriterMetadata, withPlace } from '../vss/components.ts'
 import type { CreatedSet } from '../vss/do-snapshot-set.ts'
 import { writeBackupComponentsDocument, writeWriterMetadataDocument } from '../vss/documents.ts'
 import { chooseProvider, type Provider } from '../vss/provider.ts'
@@ -163,8 +163,9 @@ export function select(
   }
   const unknown = [...names, ...except].filter((name) => named(name) === undefined)
   if (unknown.length > 0) {
+    const others = metadata.flatMap(({ elsewhere = [] }) => elsewhere)
     throw failure('VM_NOT_FOUND', {
-      vm: unknown.join(', '),
+      vm: unknown.map((name) => withPlace(name, others)).join(', '),
       known: available.map(({ label }) => label).join(', ') || 'none',
     })
   }

@@ -17,7 +17,7 @@ import { type TryLock, tryLock } from './host-lock.ts'
 
 export interface JournalHeader {
   readonly session: string
-  readonly what: 'backup' | 'restore'
+  readonly what: 'backup' | 'restore' | 'check'
   readonly startedAt: string
   /** The hypervisor the records speak of. */
   readonly uri: string

@@ -3,7 +3,7 @@
  * old still stands and runs; only then PreRestore, where the files take their places; PostRestore registers. There is no
  * abort (law 9): what PreRestore set aside comes back by the session's undo unless PostRestore succeeds.
  */
-import { chmod, chown, open, rename, stat, statfs } from 'node:fs/promises'
+import { chmod, chown, lstat, open, rename, stat, statfs } from 'node:fs/promises'
 import { dirname } from 'node:path'
 import type { Clock } from '../base/clock.ts'
 import { invariant } from '../base/failure.ts'
@@ -21,6 +21,7 @@ import { type Progress, ProgressMeter } from './progress.ts'
 import { keepingResult, RequesterSession, type SessionOptions } from './session.ts'
 import { findStored, readStored } from './stored-components.ts'
 import { writeOut } from './transfer.ts'
+import { writeDifferences } from './write-differences.ts'
 
 export interface RestoreEnvironment {
   readonly repository: Repository
@@ -28,6 +29,12 @@ export interface RestoreEnvironment {
   readonly planner: RestorePlanner
   /** Creates an image of that format and opens it for writing. */
   readonly createImage: (path: string, format: string, sizeBytes: number) => Promise<BlockSink>
+  /** A clone of a raw image beside it, open for both; undefined where none can be made. */
+  readonly cloneImage?: (
+    from: string,
+    path: string,
+    sizeBytes: number,
+  ) => Promise<(BlockSource & BlockSink) | undefined>
   /** Makes a directory of the files that a stream holds; without it no plan has one. */
   readonly extractTree?: (source: BlockSource, path: string, options: ExtractTreeOptions) => Promise<void>
   readonly clock: Clock
@@ -64,9 +71,21 @@ export async function planRestore(
   const stored = await findStored(point, names)
   if (request.as !== undefined && stored.length > 1)
     throw failure('USAGE', { reason: '--as takes one VM: choose it with --vm' })
+  if ((request.disks !== undefined || request.only !== undefined) && stored.length > 1)
+    throw failure('USAGE', { reason: '--disk and --only-disk take one VM: choose it with --vm' })
   const plans: ComponentRestorePlan[] = []
   for (const one of stored) plans.push(await planner.planRestore(await readStored(point, one), request))
-  return { stored, plans }
+  return { stored, plans: plans.map((plan, index) => withoutClash(plan, plans.slice(0, index))) }
+}
+
+/** Two components must not become one file. */
+function withoutClash(plan: ComponentRestorePlan, before: readonly ComponentRestorePlan[]): ComponentRestorePlan {
+  const clashes = before.flatMap(({ caption, targets }) =>
+    targets
+      .filter(({ path }) => plan.targets.some((target) => target.path === path))
+      .map(({ path }) => `${path} would be a file of ${caption} too: restore them one by one`),
+  )
+  return clashes.length === 0 ? plan : { ...plan, obstacles: [...plan.obstacles, ...clashes] }
 }
 
 export async function restore(
@@ -132,29 +151,42 @@ async function stageAll(
       )
       await using source = await openStored(point, component, target)
       meter.begin(`${caption} ${target.path}`, source.sizeBytes)
-      await stage(target, source, environment, { signal, onProgress: (bytes) => meter.advance(bytes) })
-      events.emit({ event: 'Restore', vm: caption, detail: `${target.path} written and verified` })
+      const written = await stage(target, source, environment, { signal, onProgress: (bytes) => meter.advance(bytes) })
+      const how = written === undefined ? '' : `: ${written} of ${source.sizeBytes} bytes were different`
+      events.emit({ event: 'Restore', vm: caption, detail: `${target.path} written and verified${how}` })
     }
   }
 }
 
-/** Writes one target to where it is staged, with its owner and mode. */
+/**
+ * Writes one target to where it is staged, with its owner and mode. Answers how many bytes had to be written, where only
+ * differences were.
+ */
 async function stage(
   target: RestoreTarget,
   source: LendingSource,
-  { repository, createImage, extractTree }: RestoreEnvironment,
+  { repository, createImage, cloneImage, extractTree }: RestoreEnvironment,
   options: ExtractTreeOptions,
-): Promise<void> {
-  const { staged, format } = target
+): Promise<number | undefined> {
+  const { staged, format, base } = target
   if (format === 'tree') {
     invariant(extractTree !== undefined, 'a plan has a directory only where one can be made')
-    return extractTree(source, staged, options)
+    await extractTree(source, staged, options)
+    return undefined
+  }
+  const how = { chunkSizeBytes: repository.chunkSizeBytes, ...options }
+  await using clone = base === undefined ? undefined : await cloneImage?.(base, staged, source.sizeBytes)
+  if (clone !== undefined) {
+    const written = await writeDifferences(source, clone, how)
+    await giveTo(target)
+    return written
   }
   await using sink = await (format === 'file'
     ? createHostFile(staged, source.sizeBytes)
     : createImage(staged, format, source.sizeBytes))
-  await writeOut(source, sink, { chunkSizeBytes: repository.chunkSizeBytes, ...options })
+  await writeOut(source, sink, how)
   await giveTo(target)
+  return undefined
 }
 
 /** Nothing is begun that the target's file system can not hold: what holds data in the recovery point needs room. */
@@ -207,11 +239,15 @@ async function openStored(
   }
 }
 
-/** Moves the staged files to their places. What went wrong is a status, which the writer answers in PostRestore. */
+/**
+ * Moves the staged files to their places. What went wrong is a status, which the writer answers in PostRestore. What has
+ * appeared in a place since PreRestore is not ours to replace.
+ */
 async function place({ targets }: ComponentRestorePlan): Promise<FileRestoreStatus> {
   let placed = 0
   try {
     for (const { staged, path } of targets) {
+      if (await lstat(path).catch(() => undefined)) throw new Error(`${path} has appeared meanwhile`)
       await rename(staged, path)
       placed++
     }

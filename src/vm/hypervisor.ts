@@ -6,7 +6,9 @@
  */
 
 import type { BackupJobs } from './backup-job.ts'
+import type { ClusterFacts } from './cluster.ts'
 import type { GuestRequestor } from './guest-requestor.ts'
+import type { HostFacts, MachineNeeds } from './machine-needs.ts'
 
 /** `saved`: the hypervisor itself holds a memory image, and the next start resumes from it. */
 export type PowerState = 'running' | 'paused' | 'saved' | 'off'
@@ -101,6 +103,8 @@ export interface VmFacts {
   readonly hasHypervisorSnapshots: boolean
   /** The configuration that would be used at the next start, verbatim, secrets included. */
   readonly configuration: string
+  /** Present when a failover cluster looks after it. */
+  readonly cluster?: ClusterFacts
 }
 
 export interface HypervisorFacts {
@@ -193,31 +197,103 @@ export interface Hypervisor extends AsyncDisposable, BackupJobs {
   define(configuration: string): Promise<string>
   /**
    * Removes the registration of a VM that is off. Disks, NVRAM and TPM files stay. Idempotent. A VM in the hypervisor's own
-   * saved state is refused, unless that state is to go with it.
+   * saved state is refused, unless that state is to go with it. With `discardFirmware` its NVRAM and TPM files go too.
    */
-  undefine(uuid: string, options?: { readonly discardSaved: boolean }): Promise<void>
+  undefine(
+    uuid: string,
+    options?: { readonly discardSaved?: boolean; readonly discardFirmware?: boolean },
+  ): Promise<void>
   networks(): Promise<readonly NetworkFacts[]>
+  /** What this host has for a VM with such needs. Changes nothing; a kind of VM that it can not run at all has no emulator. */
+  hostFacts(needs: MachineNeeds): Promise<HostFacts>
   /** Makes sure that an isolated network without any uplink exists and is active. Idempotent. */
   ensureIsolatedNetwork(name: string): Promise<void>
+  /**
+   * Makes an isolated network that is not kept: it goes with a restart of the host. With a `subnet` (three numbers,
+   * 198.18.7) the host has its address 1 and guests are given addresses of it; without, the host has none. Rejects when
+   * there is a network of that name.
+   */
+  createIsolatedNetwork(name: string, subnet?: string): Promise<void>
+  /** Removes what `createIsolatedNetwork` made. Idempotent. A network with a way out is refused. */
+  removeIsolatedNetwork(name: string): Promise<void>
+  /** What the first screen of a running VM shows, as a PNG or PPM; undefined when it has none. */
+  screenshot(uuid: string): Promise<Uint8Array | undefined>
+}
+
+/** What a hypervisor can do besides, for a VM whose disks are overlays above served ones. */
+export interface DiskPulls {
+  /**
+   * Begins to copy what lies beneath a disk's image into it, while the VM runs or is paused. A pull of that disk that is
+   * under way already goes on. What an earlier one has copied is not copied again.
+   */
+  beginPull(uuid: string, target: string): Promise<void>
+  /** Undefined when no pull of that disk is under way, whatever became of it. */
+  pullProgress(
+    uuid: string,
+    target: string,
+  ): Promise<{ readonly doneBytes: number; readonly totalBytes: number } | undefined>
+  /** Gives a pull up without waiting for its end; what was copied stays copied. Idempotent. */
+  endPull(uuid: string, target: string): Promise<void>
+  /** As whom the VMs run, who therefore must be able to connect to sockets made for them; undefined when nobody says. */
+  vmOwner(): Promise<{ readonly uid: number; readonly gid: number } | undefined>
 }
 
 /** Where a network interface is to be connected. */
 export type NicConnection = { readonly network: string } | { readonly bridge: string }
 
+/** A disk beneath an overlay that an NBD server on this host serves, read-only and raw. */
+export interface ServedBacking {
+  readonly socketPath: string
+  readonly exportName: string
+  /** How long requests wait for the server to come back before they fail, in seconds. */
+  readonly reconnectDelaySeconds: number
+}
+
+/** The image file that takes the place of a disk's source and of its backing chain; `backing` is all that lies beneath it. */
+export interface DiskFile {
+  readonly file: string
+  readonly format: string
+  readonly backing?: ServedBacking
+}
+
+/** Makes it one that can run beside the original: no device of the host's or of others is left, no way out. */
+export interface ConfigurationIsolation {
+  /** Every interface, of whatever kind, is put on this network. */
+  readonly network: string
+  /** Targets of the disks that it keeps; any other goes. */
+  readonly keptDisks: readonly string[]
+  /** At most so much memory. */
+  readonly memoryKiB?: number
+}
+
 /** Changes to a configuration; everything that is not named stays exactly as it is written. */
 export interface ConfigurationEdit {
   readonly name?: string
   readonly uuid?: string
-  /** By target: the image file that takes the place of the disk's source and of its backing chain; `remove` drops the disk. */
-  readonly disks?: Readonly<Record<string, { readonly file: string; readonly format: string } | 'remove'>>
+  /** By target; `remove` drops the disk. */
+  readonly disks?: Readonly<Record<string, DiskFile | 'remove'>>
   /** By present MAC, lower case. */
   readonly nics?: Readonly<Record<string, { readonly mac?: string; readonly connect?: NicConnection }>>
   readonly nvram?: string
+  readonly isolation?: ConfigurationIsolation
+  readonly emulator?: string
+  readonly machine?: string
+  /** Path of the firmware. */
+  readonly firmware?: string
+  /** The identity by which guests notice that they went back in time (VM generation ID), for a VM that has one. */
+  readonly generation?: string
+  /** Targets of drives that lose their medium. */
+  readonly eject?: readonly string[]
+  /** Takes everything out that is the original's alone, whose name and UUID these are, as `ties` tells. */
+  readonly separateFrom?: { readonly name: string; readonly uuid: string }
 }
 
 /** Reads and edits configurations without a hypervisor; pure. */
 export interface ConfigurationEditor {
   edit(configuration: string, edit: ConfigurationEdit): string
+  needs(configuration: string): MachineNeeds
+  /** What of a configuration a copy of the VM can not have too, and what becomes of it, one sentence each. */
+  ties(configuration: string, original: { readonly name: string; readonly uuid: string }): readonly string[]
 }
 
 export interface GuestOs {
@@ -264,6 +340,8 @@ export interface GuestIntegration {
     args: readonly string[],
     options?: { timeoutMs?: number; input?: string },
   ): Promise<GuestExecResult>
+  /** IP addresses of the guest's interfaces, but for those that mean something on one link or host only. */
+  addresses(): Promise<readonly string[]>
   /** Sets the guest's clock from its hardware clock, after it stood still. */
   syncClock(): Promise<void>
 }

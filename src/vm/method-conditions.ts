@@ -63,15 +63,33 @@ export function guestConditions(vm: VmFacts, guest: GuestFacts): Condition[] {
   ]
 }
 
+/** A cluster starts a VM from the file that it has, which names the base: what an overlay caught would be lost. */
+export function clusterConditions({ cluster }: VmFacts): Condition[] {
+  if (cluster === undefined) return []
+  const { resource } = cluster
+  return [
+    {
+      name: 'no cluster restarts it',
+      met: false,
+      detail: `it is the cluster resource ${resource}: a restart by the cluster would begin without its overlay, which this needs`,
+      neededFor: ['child-snapshot'],
+    },
+  ]
+}
+
 /** QEMU can not save a VM that has a VHD disk: "the vpc format does not support live migration". */
-export function savingConditions({ persistent, disks }: VmFacts): Condition[] {
+export function savingConditions({ persistent, disks, cluster }: VmFacts): Condition[] {
   const vhd = disks.filter(({ image }) => image?.format === 'vpc').map(({ target }) => target)
   const neededFor = ['saved-state'] as const
   return [
     {
       name: 'it has a stored configuration',
-      met: persistent,
-      detail: persistent ? 'it has' : 'a VM without a stored configuration can not be saved and brought back safely',
+      met: persistent || cluster !== undefined,
+      detail: persistent
+        ? 'it has'
+        : cluster !== undefined
+          ? `its cluster keeps it (${cluster.configPath})`
+          : 'a VM without a stored configuration can not be saved and brought back safely',
       neededFor,
     },
     {

@@ -7,11 +7,13 @@ import type { Clock } from '../base/clock.ts'
 import type { EmitEvent, SessionLimits } from '../vss/vocabulary.ts'
 import type { ComponentFile } from '../vss/writer.ts'
 import type { AutoRecovery, RecoveryWay, WritableCopy } from './auto-recovery.ts'
+import type { Cluster } from './cluster.ts'
 import type { Hypervisor, VmFacts } from './hypervisor.ts'
 import type { Consistency, MethodPlan } from './method.ts'
 
 export interface MethodContext {
   readonly hypervisor: Hypervisor
+  readonly cluster: Cluster
   readonly facts: VmFacts
   readonly plan: MethodPlan
   readonly undo: Cleanup

@@ -8,7 +8,7 @@ import { descriptionOf, listText, requestorConditions } from './child-snapshot-c
 import { describeExclusion } from './exclusion.ts'
 import type { GuestDescription } from './guest-requestor.ts'
 import type { GuestFileSystem, GuestOs, VirtualDisk, VmFacts } from './hypervisor.ts'
-import { copyConditions, guestConditions, savingConditions } from './method-conditions.ts'
+import { clusterConditions, copyConditions, guestConditions, savingConditions } from './method-conditions.ts'
 import { type Profile, savesByDefault } from './profile.ts'
 import { chooseRecovery } from './recovery-choice.ts'
 
@@ -110,6 +110,7 @@ export function planMethod(vm: VmFacts, guest: GuestFacts, policy: BackupPolicy)
     ...(recovery === undefined ? [] : requestorConditions(vm, guest, policy, disks)),
     ...(recovery?.conditions ?? []),
     ...(maySave(policy) ? savingConditions(vm) : []),
+    ...(inQuestion ? clusterConditions(vm) : []),
   ]
   const choice = choose(vm, guest, policy, (method) => [
     ...unmetIn(ofMethods.filter(({ neededFor }) => neededFor.includes(method))),

@@ -221,7 +221,7 @@ describe('obstacles (law 9)', () => {
     const here = host([], { pathKind: (path) => (path === '/dev/vg/web01' ? 'other' : 'absent') })
     assert.match(plan({ disks: [device] }, {}, here).obstacles.join(), /not a regular file/)
     const network = { target: 'sda', location: 'rbd:pool/image', format: 'raw', sizeBytes: 1 }
-    assert.match(plan({ disks: [network] }).obstacles.join(), /say with --to where/)
+    assert.match(plan({ disks: [network] }).obstacles.join(), /say with --to or --disk where/)
     assert.deepEqual(plan({ disks: [network] }, { to: '/elsewhere' }).obstacles, [])
   })
 })

@@ -2,12 +2,27 @@
  * What restoring a VM will do: a pure function of what was stored, what is on this host and what the user said.
  * Source: "Restoring the Virtual Machines", steps 1 to 6; the parity table in docs/restore.md.
  */
+import { dirname, join } from 'node:path'
 import type { FileOwner, RestoreRequest, RestoreTarget } from '../vss/restore-plan.ts'
+import type { ClusterFacts } from './cluster.ts'
 import { removableMedium } from './exclusion.ts'
 import type { StoredHostFile } from './host-files.ts'
 import type { ConfigurationEdit, NetworkFacts, VmFacts } from './hypervisor.ts'
-import { type NicPlan, planNics } from './restore-networks.ts'
-import { memoryPlan, type PlacedDisk, placeDisk, placeObstacles, planLinks, planTargets } from './restore-places.ts'
+import { type Fit, type FitPlan, planFit } from './restore-fit.ts'
+import { foreignFiles, makeWay } from './restore-identity.ts'
+import { planNics } from './restore-networks.ts'
+import {
+  asidesOf,
+  memoryPlan,
+  type PlacedDisk,
+  placeDisks,
+  placeObstacles,
+  planLinks,
+  planTargets,
+  requestObstacles,
+  tellDisk,
+} from './restore-places.ts'
+import { planSingleDisks } from './restore-single-disks.ts'
 
 /** What the writer stored about the VM (ComponentOutcome.metadata), as far as a restore needs it. */
 export interface StoredVm {
@@ -41,6 +56,17 @@ export interface RestoreSurroundings {
   readonly newMac: () => string
   readonly token: string
   readonly workDirectory: string
+  /** A path with every link on the way to its last part followed; itself unless told. */
+  readonly realPath?: (path: string) => string
+  /** VMs that use a file as a disk, beneath one, or for their firmware; without it nobody is asked whose a file is. */
+  readonly usersOf?: (path: string) => readonly { readonly name: string; readonly uuid: string }[]
+  /** VMs that have an interface with that MAC address. */
+  readonly macUsers?: (mac: string) => readonly { readonly name: string; readonly uuid: string }[]
+  /** What the configuration needs, and what is here; without it nothing is compared. */
+  readonly fit?: Fit
+  /** What a copy can not have too (ConfigurationEditor.ties). */
+  readonly ties?: readonly string[]
+  readonly newGeneration?: string
 }
 
 export interface VmRestorePlan {
@@ -48,6 +74,10 @@ export interface VmRestorePlan {
   readonly name: string
   /** The VM that makes way; never set for a copy. */
   readonly former?: VmFacts
+  /** Its cluster, when it is restored in its own place: see cluster-restore.ts. */
+  readonly cluster?: ClusterFacts
+  /** The VM keeps the configuration that it has here; only files of it are replaced. */
+  readonly keepsConfiguration?: true
   readonly edit: ConfigurationEdit
   readonly targets: readonly RestoreTarget[]
   /** Present files that make way: kept under `aside` until the restore has succeeded. */
@@ -62,30 +92,41 @@ export interface VmRestorePlan {
 }
 
 export function planVmRestore(vm: StoredVm, request: RestoreRequest, here: RestoreSurroundings): VmRestorePlan {
+  if (request.only !== undefined) return planSingleDisks(vm, request, here, request.only)
   const copy = request.as !== undefined
-  const name = request.as ?? vm.name
-  const uuid = copy ? here.newUuid : vm.uuid
-  const former = copy ? undefined : here.former
+  const [name, uuid] = [request.as ?? vm.name, copy ? here.newUuid : vm.uuid]
   const warnings: string[] = []
-  const obstacles = identityObstacles(name, former, here)
-  const disks = vm.disks.map((disk) => ({ ...disk, path: placeDisk(disk, request), format: disk.format ?? 'raw' }))
+  const { former, obstacles } = makeWay(vm, request, here)
+  const disks = placeDisks(vm, request, here)
   const memory = memoryPlan(vm, copy, here, warnings)
   const { targets, nvram } = planTargets(vm, disks, { name, uuid }, memory, request, here)
-  obstacles.push(...placeObstacles(targets, disks, copy, here))
-  const asides = targets
-    .filter(({ path }) => here.pathKind(path) === 'file')
-    .map(({ path }) => ({ path, aside: `${path}.umbra-aside-${here.token}` }))
-  const links = planLinks(disks, request, here, warnings)
+  obstacles.push(...requestObstacles(vm, disks, request, here), ...placeObstacles(targets, disks, copy, here))
+  if (!copy)
+    obstacles.push(
+      ...foreignFiles(
+        targets.map(({ path }) => path),
+        vm,
+        former,
+        request,
+        here,
+      ),
+    )
+  const asides = asidesOf(targets, here)
+  const links = planLinks(disks, vm, request, here, warnings)
   const nics = planNics(vm, request, copy, here, warnings)
+  const fit = fitOf(vm, request, memory, here)
   const edit = {
-    ...(copy ? { name, uuid } : {}),
+    ...(copy ? { name, uuid, separateFrom: { name: vm.name, uuid: vm.uuid } } : {}),
     disks: { ...fileDisks(disks), ...(copy ? removedDisks(vm) : {}) },
     nics: nics.edits,
     ...(nvram === undefined ? {} : { nvram }),
+    ...fit.edit,
+    // It goes back in time, which a guest may have to know; memory that goes on is given a new one by the hypervisor.
+    ...(memory === undefined && here.newGeneration !== undefined ? { generation: here.newGeneration } : {}),
   }
-  warnings.push(...vm.excluded.map((exclusion) => tellExclusion(exclusion, copy)))
-  const steps = tell(vm, name, request, former, disks, asides, links, nics, memory)
-  const needsUnconnected = nics.needsUnconnected
+  warnings.push(...vm.excluded.map((exclusion) => tellExclusion(exclusion, copy)), ...fit.warnings)
+  if (copy) warnings.push(...(here.ties ?? []))
+  warnings.push(...tellRealPlaces(vm, request, targets, here))
   return {
     uuid,
     name,
@@ -93,17 +134,30 @@ export function planVmRestore(vm: StoredVm, request: RestoreRequest, here: Resto
     targets,
     asides,
     links,
-    needsUnconnected,
+    needsUnconnected: nics.needsUnconnected,
     ...(former === undefined ? {} : { former }),
-    steps,
+    steps: tell(vm, name, request, former, disks, targets, asides, links, [...fit.steps, ...nics.steps], memory),
     warnings,
-    obstacles,
+    obstacles: [...obstacles, ...nics.obstacles, ...fit.obstacles],
     ...(memory === undefined ? {} : { memory }),
   }
 }
 
+const noFit: FitPlan = { edit: {}, steps: [], warnings: [], obstacles: [] }
+
+/** A drive that is left out needs no medium taken from it. */
+function fitOf(
+  _vm: StoredVm,
+  { as, start }: RestoreRequest,
+  memory: string | undefined,
+  { fit }: RestoreSurroundings,
+): FitPlan {
+  if (fit === undefined) return noFit
+  return planFit(fit, { memory: memory !== undefined, copy: as !== undefined, start })
+}
+
 const fileDisks = (disks: readonly PlacedDisk[]): ConfigurationEdit['disks'] =>
-  Object.fromEntries(disks.map(({ target, path, format }) => [target, { file: path, format }]))
+  Object.fromEntries(disks.map(({ target, named, format }) => [target, { file: named, format }]))
 
 /** Nothing of a copy may point at disks that were not backed up, except for drives of removable media. */
 const removedDisks = ({ excluded }: StoredVm): ConfigurationEdit['disks'] =>
@@ -118,20 +172,25 @@ function tellExclusion({ target, reason }: StoredVm['excluded'][number], copy: b
     : `${target} was not backed up (${reason}); it is not restored`
 }
 
-function identityObstacles(name: string, former: VmFacts | undefined, here: RestoreSurroundings): string[] {
-  const obstacles: string[] = []
-  if (here.namesake !== undefined) {
-    obstacles.push(`another VM is called ${name} on this host (${here.namesake.uuid}): choose a name with --as`)
-  }
-  if (former?.busy !== undefined) obstacles.push(`${former.name} is occupied by ${former.busy}`)
-  if (former?.power === 'saved')
-    obstacles.push(`${former.name} is in the hypervisor's saved state: start it or discard that state first`)
-  if (former?.hasHypervisorSnapshots === true) {
-    obstacles.push(
-      `${former.name} has snapshots of the hypervisor, which a restore would lose: delete them first, or restore with --as`,
-    )
-  }
-  return obstacles
+/** Where a link leads, so that nobody looks in the wrong place. */
+function tellRealPlaces(
+  vm: StoredVm,
+  { to, disks }: RestoreRequest,
+  targets: readonly RestoreTarget[],
+  { realPath }: RestoreSurroundings,
+): string[] {
+  if (realPath === undefined) return []
+  const asked = [
+    ...(to === undefined ? [] : [to]),
+    ...Object.values(disks ?? {}).flatMap(({ path }) => (path === undefined ? [] : [dirname(path)])),
+    ...(to === undefined && disks === undefined ? vm.disks.map(({ location }) => dirname(location)) : []),
+  ]
+  return [...new Set(asked)].flatMap((directory) => {
+    if (!directory.startsWith('/')) return []
+    const real = dirname(realPath(join(directory, 'x')))
+    const used = real !== directory && targets.some(({ path }) => dirname(path) === real)
+    return used ? [`${directory} leads to ${real}: the files are written there`] : []
+  })
 }
 
 function tell(
@@ -140,17 +199,16 @@ function tell(
   request: RestoreRequest,
   former: VmFacts | undefined,
   disks: readonly { target: string; path: string; format: string; sizeBytes: number }[],
+  targets: readonly RestoreTarget[],
   asides: readonly { path: string }[],
   links: readonly { path: string; to: string }[],
-  nics: NicPlan,
+  more: readonly string[],
   memory: string | undefined,
 ): string[] {
   const end = memory === undefined ? 'off' : 'saved, to go on where it was'
   return [
-    ...disks.map(
-      ({ target, path, format, sizeBytes }) =>
-        `write ${target} to ${path} (${format}, ${sizeBytes} bytes), verifying every byte`,
-    ),
+    ...disks.map((disk) => tellDisk(disk, targets.find(({ path }) => path === disk.path)?.base)),
+    ...targets.flatMap(({ source, path }) => ('document' in source ? [`write ${source.document} to ${path}`] : [])),
     ...(former === undefined
       ? []
       : [`${former.power === 'off' ? '' : 'turn off and '}remove the VM ${former.name} that is here now`]),
@@ -159,7 +217,8 @@ function tell(
       ? [`register ${vm.name}`]
       : [`register ${name} with new identity: UUID, MAC addresses`]),
     ...links.map(({ path, to }) => `link ${path} to ${to}`),
-    ...nics.steps,
+    ...more,
+    ...(asides.length === 0 ? [] : ['delete what was kept aside']),
     request.start ? `start ${name}` : `leave ${name} ${end}`,
   ]
 }

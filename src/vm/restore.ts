@@ -3,14 +3,16 @@
  * PostRestore registers what was restored. Until PostRestore has succeeded one undo record brings everything back, in
  * this process or, after a crash, in the next.
  */
-import { existsSync } from 'node:fs'
+import { existsSync, lstatSync, readlinkSync } from 'node:fs'
 import { rename, rm, symlink } from 'node:fs/promises'
 import type { Json, JsonObject, UndoRecord, UndoStep } from '../base/cleanup.ts'
 import { invariant } from '../base/failure.ts'
 import { failure } from '../errors.ts'
 import type { ComponentRef } from '../vss/components.ts'
 import type { RestoreSession } from '../vss/writer.ts'
-import type { ConfigurationEditor, Hypervisor, PowerState } from './hypervisor.ts'
+import { type Cluster, noCluster } from './cluster.ts'
+import { type ClusterRestore, handBack, takeOffline } from './cluster-restore.ts'
+import type { ConfigurationEditor, Hypervisor, PowerState, VmFacts } from './hypervisor.ts'
 import { unconnectedNetwork } from './restore-networks.ts'
 import type { VmRestorePlan } from './restore-plan.ts'
 
@@ -21,27 +23,37 @@ interface Planned {
   readonly power: string
   readonly start: boolean
   step?: UndoStep
+  /** Of a VM that a cluster looks after. */
+  clustered?: ClusterRestore
 }
 
 export class VmRestore {
   readonly #hypervisor: Hypervisor
-  readonly #editor: ConfigurationEditor
+  readonly editor: ConfigurationEditor
   readonly #planned = new Map<string, Planned>()
 
-  constructor(hypervisor: Hypervisor, editor: ConfigurationEditor) {
+  readonly #cluster: Cluster
+
+  constructor(hypervisor: Hypervisor, editor: ConfigurationEditor, cluster: Cluster = noCluster) {
     this.#hypervisor = hypervisor
-    this.#editor = editor
+    this.editor = editor
+    this.#cluster = cluster
   }
 
   /** Tells which plan the events for this component will carry out. */
-  add(component: ComponentRef, planned: Omit<Planned, 'step'>): void {
+  add(component: ComponentRef, planned: Omit<Planned, 'step' | 'clustered'>): void {
     this.#planned.set(component.name, planned)
   }
 
-  async preRestore(component: ComponentRef, { undo, emit }: RestoreSession): Promise<void> {
+  async preRestore(component: ComponentRef, session: RestoreSession): Promise<void> {
     const planned = this.#of(component)
     const { plan } = planned
-    const { former } = plan
+    const { former, cluster } = plan
+    const { undo, emit } = session
+    if (cluster !== undefined) {
+      planned.clustered = { plan: { ...plan, cluster }, cluster: this.#cluster, hypervisor: this.#hypervisor }
+      return takeOffline(planned.clustered, session)
+    }
     planned.step = await undo.defer(takeBackRecord(plan))
     if (former !== undefined) {
       await this.#hypervisor.turnOff(former.uuid)
@@ -53,11 +65,13 @@ export class VmRestore {
     if (former?.persistent) await this.#hypervisor.undefine(former.uuid)
   }
 
-  async postRestore(component: ComponentRef, { undo, emit }: RestoreSession): Promise<void> {
-    const { plan, configuration, power, start, step } = this.#of(component)
+  async postRestore(component: ComponentRef, session: RestoreSession): Promise<void> {
+    const { plan, configuration, power, start, step, clustered } = this.#of(component)
+    const { undo, emit } = session
+    const rewritten = plan.keepsConfiguration ? configuration : this.editor.edit(configuration, plan.edit)
+    if (clustered !== undefined) return handBack(clustered, rewritten, session)
     invariant(step !== undefined, 'PreRestore comes before PostRestore')
     if (plan.needsUnconnected) await this.#hypervisor.ensureIsolatedNetwork(unconnectedNetwork)
-    const rewritten = this.#editor.edit(configuration, plan.edit)
     await this.#hypervisor.define(rewritten)
     for (const { path, to } of plan.links) await symlink(to, path)
     if (plan.memory !== undefined) {
@@ -77,49 +91,83 @@ export class VmRestore {
   }
 }
 
+/** What is restored is known by its inode, so that an undo, perhaps much later, removes nothing else. */
 function takeBackRecord({ former, ...plan }: VmRestorePlan): UndoRecord {
-  const asideOf = (path: string) => plan.asides.find((one) => one.path === path)?.aside ?? null
-  const place = (path: string): JsonObject => ({ path, aside: asideOf(path) })
+  const files = plan.targets.map(({ path, staged }): JsonObject => {
+    const aside = plan.asides.find((one) => one.path === path)?.aside ?? null
+    const found = lstatSync(staged, { bigint: true, throwIfNoEntry: false })
+    return { path, aside, ...(found === undefined ? {} : { inode: String(found.ino) }) }
+  })
+  const links = plan.links.map(({ path, to }): JsonObject => ({ path, aside: null, to }))
   return {
     undo: 'take-back-restore',
     vm: plan.uuid,
     name: plan.name,
-    places: [...plan.targets.map(({ path }) => place(path)), ...plan.links.map(({ path }) => place(path))] as Json,
-    ...(former === undefined
-      ? {}
-      : { former: { configuration: former.configuration, power: former.power, persistent: former.persistent } }),
+    places: [...files, ...links] as Json,
+    ...(former === undefined ? {} : { former: formerRecord(former) }),
   }
 }
+
+const formerRecord = ({ uuid, configuration, power, persistent }: VmFacts): JsonObject => ({
+  uuid,
+  configuration,
+  power,
+  persistent,
+})
 
 /** The record of the undo step `take-back-restore`, read back from a journal. */
 export interface TakeBack {
   readonly vm: string
-  readonly places: readonly { readonly path: string; readonly aside: string | null }[]
-  readonly former?: { readonly configuration: string; readonly power: PowerState; readonly persistent: boolean }
+  readonly places: readonly Place[]
+  readonly former?: {
+    /** Only of one with another UUID than `vm` it matters. */
+    readonly uuid?: string
+    readonly configuration: string
+    readonly power: PowerState
+    readonly persistent: boolean
+  }
+}
+
+interface Place {
+  readonly path: string
+  readonly aside: string | null
+  /** Of the file that was restored. */
+  readonly inode?: string
+  /** Of a link: where it leads. */
+  readonly to?: string
 }
 
 /**
  * The undo step `take-back-restore`: the former VM is back with its files, and what was restored is gone. A place with
- * an aside is put back only when its aside exists (else it was never moved); a place without one was free before.
+ * an aside is put back only when its aside exists (else it was never moved); a place without one was free before, and
+ * what somebody else has put there since stays.
  */
 export async function takeBackRestore(hypervisor: Hypervisor, { vm, places, former }: TakeBack): Promise<void> {
-  const begun = places.some(({ path, aside }) => existsSync(aside ?? path))
-  const power = await hypervisor.power(vm)
-  const registered = power !== 'gone'
-  if (former === undefined || begun || !registered) {
-    if (registered) {
+  const begun = places.some((place) => (place.aside === null ? isRestored(place) : existsSync(place.aside)))
+  const formerUuid = former?.uuid ?? vm
+  if (former === undefined || begun || (await hypervisor.power(formerUuid)) === 'gone') {
+    if ((await hypervisor.power(vm)) !== 'gone') {
       await hypervisor.turnOff(vm)
       await hypervisor.undefine(vm, { discardSaved: true }) // the memory that was restored, never the former one's
     }
-    for (const { path, aside } of places) {
-      if (aside === null) await rm(path, { force: true })
-      else if (existsSync(aside)) await rename(aside, path)
+    for (const place of places) {
+      if (place.aside === null) {
+        if (isRestored(place)) await rm(place.path, { force: true })
+      } else if (existsSync(place.aside)) await rename(place.aside, place.path)
     }
     if (former !== undefined) await hypervisor.define(former.configuration)
   }
   if (former === undefined) return
   if (former.power === 'running' || former.power === 'paused') {
-    if ((await hypervisor.power(vm)) === 'off') await hypervisor.start(vm)
-    if (former.power === 'paused') await hypervisor.suspend(vm)
+    if ((await hypervisor.power(formerUuid)) === 'off') await hypervisor.start(formerUuid)
+    if (former.power === 'paused') await hypervisor.suspend(formerUuid)
   }
+}
+
+/** Whether what lies there is what was restored; in a record that does not tell what that was, everything is. */
+function isRestored({ path, inode, to }: Place): boolean {
+  const found = lstatSync(path, { bigint: true, throwIfNoEntry: false })
+  if (found === undefined) return false
+  if (to !== undefined) return found.isSymbolicLink() && readlinkSync(path) === to
+  return inode === undefined || String(found.ino) === inode
 }

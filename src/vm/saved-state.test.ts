@@ -13,6 +13,7 @@ import type { ManualClock } from '../../test/sim/manual-clock.ts'
 import { simulatedWorld, uuidOf } from '../../test/sim/sim-world.ts'
 import { Cleanup, type UndoLog, type UndoRecord } from '../base/cleanup.ts'
 import { defaultLimits } from '../vss/vocabulary.ts'
+import { noCluster } from './cluster.ts'
 import type { Hypervisor, PowerState } from './hypervisor.ts'
 import { defaultPolicy, planMethod } from './method.ts'
 import { savedState } from './saved-state.ts'
@@ -48,7 +49,7 @@ async function sandbox(power: PowerState = 'running') {
   const told: string[] = []
   const about = { facts, plan, workDirectory, snapshotSetId: 'abcdef012345' }
   const { signal } = new AbortController()
-  const context = { ...about, undo, clock, limits: defaultLimits, emit: () => undefined, signal }
+  const context = { ...about, cluster: noCluster, undo, clock, limits: defaultLimits, emit: () => undefined, signal }
   const run = (on: Hypervisor = hypervisor) =>
     savedState({ ...context, hypervisor: on, tell: (detail) => void told.push(detail) })
   const left = () => [...records.values()]

@@ -10,6 +10,8 @@ import { join } from 'node:path'
 import type { UndoStep } from '../base/cleanup.ts'
 import type { Clock } from '../base/clock.ts'
 import { describeError } from '../base/failure.ts'
+import { type Cluster, noCluster } from './cluster.ts'
+import { maintenanceOf, stillHeld } from './cluster-hold.ts'
 import type { Hypervisor } from './hypervisor.ts'
 import type { MethodContext, MethodRun } from './method-run.ts'
 
@@ -18,6 +20,7 @@ const jobPollMs = 500
 export function savedState(context: MethodContext): MethodRun {
   const { hypervisor, facts, undo, clock, tell, snapshotSetId, workDirectory } = context
   const memory = join(workDirectory, `${snapshotSetId.slice(0, 8)}-${facts.uuid}.memory`)
+  const maintenance = maintenanceOf(context, memory)
   let step: UndoStep | undefined
   let stoppedMs = 0
   let returnedMs = 0
@@ -30,7 +33,10 @@ export function savedState(context: MethodContext): MethodRun {
 
   return {
     async prepareForSnapshot() {
-      step = await undo.defer({ undo: 'return-vm', vm: facts.uuid, name: facts.name, file: memory, power: facts.power })
+      await maintenance.begin()
+      const { uuid: vm, name, power } = facts
+      const clustered = facts.cluster === undefined ? {} : { resource: facts.cluster.resource }
+      step = await undo.defer({ undo: 'return-vm', vm, name, file: memory, power, ...clustered })
       stoppedMs = clock.monotonicMs()
       await hypervisor.save(facts.uuid, memory)
       tell(`${facts.power} -> saved`)
@@ -41,13 +47,17 @@ export function savedState(context: MethodContext): MethodRun {
     thaw: async () => undefined,
 
     async postSnapshot() {
-      await returnVm(hypervisor, facts.uuid, memory, facts.power)
+      await returnVm(hypervisor, facts.uuid, memory, facts.power, facts.cluster !== undefined)
       returnedMs = clock.monotonicMs()
       tell(`saved -> ${facts.power}`)
       if (step !== undefined) step = await undo.supersede(step, { undo: 'remove-file', path: keptAs(memory) })
+      await maintenance.end()
     },
 
-    abort: takeBack,
+    async abort() {
+      await takeBack()
+      await maintenance.end()
+    },
 
     /** The guest's clock stood still. An agent that does not answer leaves that to the guest's own time service. */
     async complete() {
@@ -73,6 +83,23 @@ export function savedState(context: MethodContext): MethodRun {
   }
 }
 
+/** The record of the undo step `return-vm`; `resource`: the cluster's, which looks away meanwhile. */
+interface SavedRecord {
+  readonly vm: string
+  readonly file: string
+  readonly power: string
+  readonly resource?: string | undefined
+}
+
+async function occupation(hypervisor: Hypervisor, vm: string): Promise<string | undefined> {
+  if ((await hypervisor.power(vm)) === 'gone') return undefined
+  const { busy } = await hypervisor.vm(vm).catch(async (error: unknown) => {
+    if ((await hypervisor.power(vm)) === 'gone') return { busy: undefined }
+    throw error
+  })
+  return busy
+}
+
 /**
  * The undo step `return-vm`: whatever point a crash left, the VM is again what it was before, and only then its memory image
  * goes: it may be all that is left of a VM that is off. A save that a killed process began goes on without it.
@@ -80,12 +107,16 @@ export function savedState(context: MethodContext): MethodRun {
 export async function takeBackSave(
   hypervisor: Hypervisor,
   clock: Clock,
-  { vm, file, power }: { vm: string; file: string; power: string },
+  { vm, file, power, resource }: SavedRecord,
+  cluster: Cluster = noCluster,
 ): Promise<void> {
-  if ((await hypervisor.power(vm)) === 'gone')
+  if (resource === undefined && (await hypervisor.power(vm)) === 'gone')
     throw new Error(`the VM is gone; its memory in ${file} was left as it is`)
-  while ((await hypervisor.vm(vm)).busy !== undefined) await clock.sleep(jobPollMs)
-  await returnVm(hypervisor, vm, file, power)
+  while ((await occupation(hypervisor, vm)) !== undefined) await clock.sleep(jobPollMs)
+  // A VM that its cluster started is gone while it is saved.
+  if (resource !== undefined && existsSync(file) && !(await stillHeld(cluster, resource)))
+    throw new Error(`the cluster looks after ${resource} again; the memory in ${file} was left as it is`)
+  await returnVm(hypervisor, vm, file, power, resource !== undefined)
   await removeFile(file)
   await removeFile(keptAs(file))
 }
@@ -95,9 +126,16 @@ export async function takeBackSave(
  * changes its name before the VM resumes: memory under its first name has not run since, and only such memory may be
  * loaded; anything else would meet disks that have changed.
  */
-async function returnVm(hypervisor: Hypervisor, vm: string, file: string, former: string): Promise<void> {
+async function returnVm(
+  hypervisor: Hypervisor,
+  vm: string,
+  file: string,
+  former: string,
+  clustered: boolean,
+): Promise<void> {
   if (existsSync(file)) {
-    if ((await hypervisor.power(vm)) === 'off') await hypervisor.restoreSaved(file)
+    const power = await hypervisor.power(vm)
+    if (power === 'off' || (power === 'gone' && clustered)) await hypervisor.restoreSaved(file)
     await rename(file, keptAs(file))
   }
   if (former === 'running' && (await hypervisor.power(vm)) === 'paused') await hypervisor.resume(vm)

@@ -16,6 +16,8 @@ const directory = await mkdtemp(join(tmpdir(), 'umbra-undo-'))
 after(() => rm(directory, { recursive: true }))
 const web01 = uuidOf('web01')
 
+const neverThere = '00000000-0000-4000-8000-000000000000'
+
 const base = { format: 'raw', storage: { file: '/images/web01-sda.raw' } } as const
 
 /** One good record of each kind. */
@@ -25,6 +27,9 @@ const good: readonly UndoRecord[] = [
   { undo: 'merge-overlay', vm: web01, target: 'sda', overlay: '/images/overlay', base },
   { undo: 'remove-file', path: '/work/never-there' },
   { undo: 'remove-files', paths: ['/work/never-there'] },
+  { undo: 'remove-check-vm', vm: neverThere, name: 'umbra-check-0badcafe-web01', directories: [] },
+  { undo: 'remove-check-network', network: 'umbra-check-0badcafe' },
+  { undo: 'remove-check-directory', path: '/work/checks/0badcafe' },
   {
     undo: 'take-back-restore',
     vm: web01,
@@ -70,6 +75,15 @@ describe('a record', () => {
       await assert.rejects(run({ undo: 'merge-overlay', vm: web01, target: 'sda', overlay: path, base }))
     }
   })
+})
+
+test('of checks only what a check made is removed', async () => {
+  const name = 'umbra-check-0badcafe-web01'
+  await assert.rejects(run({ undo: 'remove-check-vm', vm: web01, name, directories: [] }), /is called web01/)
+  for (const network of ['default', 'umbra-check-', 'umbra-unconnected'])
+    await assert.rejects(run({ undo: 'remove-check-network', network }), network)
+  for (const path of ['/', '/work/checks', '/work/checks/0badcafe/..', '/work/checks/other'])
+    await assert.rejects(run({ undo: 'remove-check-directory', path }), path)
 })
 
 describe('a VM that is gone', () => {

@@ -26,6 +26,8 @@ import type {
 import { askGuest } from './ask-guest.ts'
 import type { RecoveryWay, WritableCopy } from './auto-recovery.ts'
 import { childSnapshot } from './child-snapshot.ts'
+import { type Cluster, elsewhere, noCluster } from './cluster.ts'
+import { clusteredCopies, requireStillHere } from './cluster-hold.ts'
 import { guestFreeze } from './guest-freeze.ts'
 import { ownerOf, readHostFiles, type StoredHostFile } from './host-files.ts'
 import type { DiskImage, Hypervisor, VmFacts } from './hypervisor.ts'
@@ -38,6 +40,8 @@ import { savedState } from './saved-state.ts'
 
 export interface VmWriterOptions {
   readonly hypervisor: Hypervisor
+  /** The cluster that looks after some of its VMs; none unless told. */
+  readonly cluster?: Cluster
   readonly policy: BackupPolicy
   readonly workDirectory: string
   readonly clock?: Clock
@@ -75,6 +79,10 @@ export class VmWriter implements Writer {
     this.#options = options
   }
 
+  get #cluster(): Cluster {
+    return this.#options.cluster ?? noCluster
+  }
+
   get #atOnce(): number {
     return this.#options.atOnce ?? 8
   }
@@ -82,7 +90,9 @@ export class VmWriter implements Writer {
   async onIdentify(): Promise<WriterMetadata> {
     const vms = await this.#options.hypervisor.listVms()
     const components = await mapLimit(vms, this.#atOnce, (facts) => this.#describe(facts))
-    return { writerId: this.id, instanceId: this.instanceId, name: this.name, components }
+    const others = elsewhere(await this.#cluster.vms(), vms)
+    const told = others.length === 0 ? {} : { elsewhere: others }
+    return { writerId: this.id, instanceId: this.instanceId, name: this.name, components, ...told }
   }
 
   /** Looks again at each VM: what was true at Identify may have changed, and only facts of now may be acted upon. */
@@ -109,7 +119,7 @@ export class VmWriter implements Writer {
       const { hypervisor, workDirectory } = this.#options
       const { undo, snapshotSetId, emit, signal } = session
       const { clock = systemClock, limits = defaultLimits } = this.#options
-      const about = { hypervisor, facts, plan, workDirectory, snapshotSetId }
+      const about = { hypervisor, cluster: this.#cluster, facts, plan, workDirectory, snapshotSetId }
       const context = { ...about, undo, clock, limits, emit, signal, tell }
       const run = {
         'child-snapshot': childSnapshot,
@@ -123,7 +133,11 @@ export class VmWriter implements Writer {
   }
 
   onPrepareSnapshot(session: WriterSession): Promise<readonly Veto[]> {
-    return this.#forEachVm(session, ({ run }) => run.prepareForSnapshot(), this.#atOnce)
+    const prepare = async ({ facts, run }: VmInSet) => {
+      await requireStillHere(this.#cluster, this.#options.hypervisor, facts)
+      await run.prepareForSnapshot()
+    }
+    return this.#forEachVm(session, prepare, this.#atOnce)
   }
 
   /** No work but guest-freeze's; for the other methods the handlers are empty, as in the Hyper-V writer. */
@@ -269,11 +283,13 @@ function volumeOf(
   profile: Profile,
 ): Volume {
   const runsOn = method === 'guest-freeze' || method === 'checkpoint'
+  const clustered = facts.cluster === undefined ? undefined : clusteredCopies(facts, method)
   return {
     id: `${facts.uuid}/${disk.target}`,
     component: facts.uuid,
     caption: facts.name,
     name: disk.target,
+    ...(clustered === undefined ? {} : { restriction: clustered.restriction }),
     properties: {
       kind: 'vm-disk',
       vm: facts.uuid,
@@ -282,7 +298,8 @@ function volumeOf(
       /** The VM does not write while the copies are made, whatever it does afterwards. */
       atRest: method === 'offline' || method === 'saved-state',
       /** Its instant may be the beginning of a backup job that tracks changes; the older eras had checkpoints only. */
-      backupJob: runsOn && recovery === undefined && profile === 'modern',
+      backupJob: clustered?.backupJob ?? (runsOn && recovery === undefined && profile === 'modern'),
+      ...(clustered === undefined ? {} : { noOverlay: true }),
       location: disk.location,
       sizeBytes: disk.sizeBytes,
       image: disk.image as unknown as JsonObject,
@@ -305,6 +322,7 @@ function planMetadata(facts: VmFacts, plan: MethodPlan): JsonObject {
       return { target, location, bus, format: image?.format, sizeBytes, ...(serial === undefined ? {} : { serial }) }
     }),
     nics: facts.nics.map((nic) => ({ ...nic })),
+    ...(facts.cluster === undefined ? {} : { cluster: { ...facts.cluster } }),
   }
 }
 

@@ -142,7 +142,9 @@ export class BackupComponents implements AsyncDisposable {
         const chosen = chooseProvider(this.#service.providers, volume)
         const provider = await this.#inTime(`the choice of a provider for ${volume.caption} ${volume.name}`, chosen)
         if (provider === undefined)
-          throw failure('VSS_VOLUME_NOT_SUPPORTED', { volume: `${volume.caption} ${volume.name}` })
+          throw failure('VSS_VOLUME_NOT_SUPPORTED', {
+            volume: `${volume.caption} ${volume.name}${restrictionOf(volume)}`,
+          })
         this.#volumes.set(provider, [...(this.#volumes.get(provider) ?? []), volume])
         const what = `BeginPrepareSnapshot of ${provider.name}`
         await this.#inTime(what, provider.beginPrepareSnapshot(session, volume, attributes))
@@ -316,3 +318,5 @@ function groupByInstant(components: readonly ComponentMetadata[]): string[][] {
   for (const { instant, name } of components) groups.set(instant, [...(groups.get(instant) ?? []), name])
   return [...groups.values()]
 }
+
+const restrictionOf = ({ restriction }: Volume): string => (restriction === undefined ? '' : ` (${restriction})`)

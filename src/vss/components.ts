@@ -48,6 +48,8 @@ export interface WriterMetadata {
   readonly instanceId: string
   readonly name: string
   readonly components: readonly ComponentMetadata[]
+  /** What the writer knows of but can not offer on this host, and where it is; for refusals, and in no document. */
+  readonly elsewhere?: readonly { readonly label: string; readonly name?: string; readonly reason: string }[]
 }
 
 /** One component in the backup components document. */
@@ -83,4 +85,10 @@ export function fullPath(ref: ComponentRef): string {
 
 export function sameComponent(a: ComponentRef, b: ComponentRef): boolean {
   return a.writerId === b.writerId && fullPath(a) === fullPath(b)
+}
+
+/** A name for a refusal: with the place where it is, when a writer knows that. */
+export function withPlace(name: string, elsewhere: NonNullable<WriterMetadata['elsewhere']>): string {
+  const there = elsewhere.find((one) => one.label === name || one.name === name.toLowerCase())
+  return there === undefined ? name : `${name} here (${there.reason})`
 }

@@ -19,6 +19,8 @@ export interface Volume {
   /** For people: the component's caption and the volume's own name. */
   readonly caption: string
   readonly name: string
+  /** Why not every provider may copy it, for people. */
+  readonly restriction?: string
   /** What its provider needs to know; meaningless to everybody else. */
   readonly properties: JsonObject
 }

@@ -11,7 +11,17 @@ export interface RestoreRequest {
   readonly as?: string
   /** Put the files into this directory instead of the original place. */
   readonly to?: string
+  /** Image format of all disks (raw, qcow2, vpc, vhdx) where `disks` does not say otherwise; as stored unless told. */
+  readonly format?: string
+  /** Place and format of single disks, by target; a path that ends with / is a directory. */
+  readonly disks?: Readonly<Record<string, { readonly path?: string; readonly format?: string }>>
+  /** Only these disks, into the thing that is still there; its configuration stays. */
+  readonly only?: readonly string[]
   readonly networks: Readonly<Record<string, string>>
+  /** A copy gets the MAC addresses of its original. */
+  readonly keepMac?: boolean
+  /** Names or UUIDs of things, and paths of files, that make way although they are not what was backed up. */
+  readonly replace?: readonly string[]
   readonly start: boolean
 }
 
@@ -37,6 +47,8 @@ export interface RestoreTarget {
   readonly source: { readonly stream: string; readonly sizeBytes: number } | { readonly document: string }
   readonly staged: string
   readonly path: string
+  /** A file that may hold much of it already: only what differs need be written, to a clone of it. */
+  readonly base?: string
   /** An image format, `file` for plain bytes, or `tree` for a directory whose files the stream holds. */
   readonly format: string
   /** Whose it was; without it the file is private to root. */

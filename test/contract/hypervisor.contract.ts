@@ -7,6 +7,7 @@ import assert from 'node:assert/strict'
 import { describe, type TestContext, test } from 'node:test'
 import { backupJobTests } from './hypervisor-backup-job.contract.ts'
 import { guestTests } from './hypervisor-guest.contract.ts'
+import { hostTests } from './hypervisor-host.contract.ts'
 import { overlayTests } from './hypervisor-overlays.contract.ts'
 import { recoveryTests } from './hypervisor-recovery.contract.ts'
 import { type HypervisorContractWorld, HypervisorScene, rejectsWith } from './hypervisor-scene.ts'
@@ -37,6 +38,7 @@ export function hypervisorContract(
     backupJobTests(contractTest)
     registrationTests(contractTest)
     networkTests(contractTest)
+    hostTests(contractTest)
     guestTests(contractTest)
     recoveryTests(contractTest)
   })
@@ -124,6 +126,16 @@ function powerTests(contractTest: ContractTest): void {
     const facts = await hypervisor.vm(off.uuid)
     assert.equal(facts.power, 'off')
     assert.equal(facts.shutDownCleanly, false)
+  })
+
+  contractTest('a VM that is off has no screen; one that runs may have one', async ({ hypervisor, off, running }) => {
+    assert.equal(await hypervisor.screenshot(off.uuid), undefined)
+    const picture = await hypervisor.screenshot(running.uuid)
+    if (picture !== undefined) assert.match(Buffer.from(picture.subarray(0, 4)).toString('latin1'), /^(P6|\x89PNG)/)
+  })
+
+  contractTest('the addresses of a guest are those that others can reach', async ({ guest }) => {
+    for (const address of await guest.addresses()) assert.doesNotMatch(address, /^(127\.|::1|fe80)/)
   })
 
   contractTest('a paused VM can be turned off', async (scene) => {
@@ -291,5 +303,18 @@ function networkTests(contractTest: ContractTest): void {
     const made = (await hypervisor.networks()).filter((network) => network.name === name)
     assert.deepEqual(made, [{ name, kind: 'network', active: true }])
     await world.removeNetwork?.(name)
+  })
+
+  contractTest('createIsolatedNetwork makes one that removeIsolatedNetwork, idempotent, removes', async (scene) => {
+    const { hypervisor } = scene
+    const name = 'umbra-contract-own'
+    const there = async () => (await hypervisor.networks()).filter((network) => network.name === name)
+    await hypervisor.removeIsolatedNetwork(name)
+    await hypervisor.createIsolatedNetwork(name)
+    assert.deepEqual(await there(), [{ name, kind: 'network', active: true }])
+    await rejectsWith(hypervisor.createIsolatedNetwork(name))
+    await hypervisor.removeIsolatedNetwork(name)
+    await hypervisor.removeIsolatedNetwork(name)
+    assert.deepEqual(await there(), [])
   })
 }

@@ -14,7 +14,7 @@ import { leftovers, remember } from '../sim/leftovers.ts'
 import { readConfiguration } from '../sim/sim-configuration.ts'
 import { verifyRecords } from '../sim/sim-records.ts'
 import { powerOf } from '../sim/sim-vm.ts'
-import { uuidOf } from '../sim/sim-world.ts'
+import { type SimWorld, uuidOf } from '../sim/sim-world.ts'
 import { Host, Incarnation, inPlace, type Outcome } from './harness.ts'
 import { readStream } from './judge.ts'
 import { isIncomplete, type Scenario } from './matrix.ts'
@@ -34,6 +34,8 @@ interface RestoreCase {
   readonly request: (host: Host) => RestoreRequest
   /** The VM is removed after the backup, disks and all. */
   readonly gone?: boolean
+  /** Another VM has its name now, and its disks. */
+  readonly namesake?: boolean
   readonly powerAfter: PowerState
 }
 
@@ -64,6 +66,19 @@ const cases: Readonly<Record<string, RestoreCase>> = {
     request: (host) => ({ ...inPlace, to: host.world.path('/elsewhere') }),
     powerAfter: 'off',
   },
+  'of one disk of a running VM': {
+    power: 'running',
+    method: 'auto',
+    request: () => ({ ...inPlace, only: ['sda'] }),
+    powerAfter: 'off',
+  },
+  'in place over a running VM of the same name that is another one': {
+    power: 'running',
+    method: 'auto',
+    namesake: true,
+    request: () => ({ ...inPlace, replace: ['web01'] }),
+    powerAfter: 'off',
+  },
   'as a copy beside the running original': {
     power: 'running',
     method: 'auto',
@@ -86,7 +101,7 @@ function scenario(one: RestoreCase): RestoreScenario {
 }
 
 /** A host with a recovery point of web01, and a web01 that has changed since. */
-async function prepare({ power, method, gone }: RestoreCase): Promise<Prepared> {
+async function prepare({ power, method, gone, namesake }: RestoreCase): Promise<Prepared> {
   const host = await Host.create({
     web01: { power, disks: { sda: small, sdb: small }, nvram: Buffer.from('variables') },
     other: { power: 'off', disks: { sda: small } },
@@ -111,9 +126,19 @@ async function prepare({ power, method, gone }: RestoreCase): Promise<Prepared> 
     world.files.put(world.path('/var/lib/libvirt/qemu/nvram/web01_VARS.fd'), Buffer.from('changed since'))
     const image = world.image('web01', 'sda')
     world.files.disk(image).write(100_000, Buffer.from('written since the backup'))
+    if (namesake === true) await takeName(world)
   }
   world.beginning = remember(world)
   return { host, point, stored }
+}
+
+/** The same VM under another UUID, as somebody would have made it from the same files. */
+async function takeName({ hypervisor }: SimWorld): Promise<void> {
+  const { configuration } = await hypervisor.vm('web01')
+  await hypervisor.turnOff(uuidOf('web01'))
+  await hypervisor.undefine(uuidOf('web01'))
+  await hypervisor.define(configuration.replace(uuidOf('web01'), uuidOf('namesake')))
+  await hypervisor.start(uuidOf('namesake'))
 }
 
 async function judge(one: RestoreCase, prepared: Prepared, outcome: Outcome<RestoreResult>): Promise<string[]> {
@@ -151,7 +176,9 @@ async function restoredProblems(one: RestoreCase, { host, stored }: Prepared, na
   const vm = world.vm(name)
   if (powerOf(vm) !== one.powerAfter) wrong.push(`${name} is ${powerOf(vm)} and should be ${one.powerAfter}`)
   if (name !== 'web01' && vm.uuid === uuidOf('web01')) wrong.push('the copy has the UUID of its original')
+  const { only } = one.request(host)
   for (const [target, bytes] of stored) {
+    if (only?.includes(target) === false) continue
     const disk = world.diskBytes(name, target)
     const end = one.powerAfter === 'running' ? 100_100 : bytes.length // a VM that runs has written its logs since
     if (Buffer.compare(disk.subarray(0, end), bytes.subarray(0, end)) !== 0)
@@ -159,7 +186,8 @@ async function restoredProblems(one: RestoreCase, { host, stored }: Prepared, na
   }
   const nvram = readConfiguration(vm.configuration).nvram ?? ''
   const variables = world.files.get(nvram)
-  if (variables === undefined || !('bytes' in variables) || Buffer.from(variables.bytes).toString() !== 'variables')
+  const wanted = only === undefined ? 'variables' : 'changed since'
+  if (variables === undefined || !('bytes' in variables) || Buffer.from(variables.bytes).toString() !== wanted)
     wrong.push(`the firmware variables in ${nvram} are not those stored`)
   const expected = [
     /^web01 is (off|saved|running) and was/,
@@ -167,6 +195,7 @@ async function restoredProblems(one: RestoreCase, { host, stored }: Prepared, na
     /^web01 has another configuration/,
     /^web01-copy is new/,
     /^web01 is new/,
+    ...(one.namesake === true ? [/^web01 is gone/] : []),
   ]
   const elsewhere = one.request(host).to !== undefined
   const places = /^stray (image|file) .*\/(web01-copy[^/]*|elsewhere\/[^/]*|images\/web01-sd[ab].raw|web01_VARS.fd)$/

@@ -3,8 +3,8 @@
  * script instead of its init. Nothing of it touches the host's kernel, and no root is needed.
  */
 import { execFile, spawn } from 'node:child_process'
-import { mkdir, writeFile } from 'node:fs/promises'
-import { join } from 'node:path'
+import { copyFile, mkdir, writeFile } from 'node:fs/promises'
+import { basename, join } from 'node:path'
 import { promisify } from 'node:util'
 import { createImage, createOverlay } from '../../src/libvirt/disk-image.ts'
 import type { HelperVmImages } from '../../src/libvirt/helper-vm-images.ts'
@@ -56,20 +56,23 @@ shadow() { # GROUP VOLUME NUMBER MIB
 }
 `
 
-/** Runs a script over disks and answers its lines. */
+/** Runs a script over disks and answers its lines; `programs` are files that it finds in /sbin. */
 export async function runInKernel(
   images: HelperVmImages,
   directory: string,
   disks: readonly SceneDisk[],
   script: string,
+  programs: readonly string[] = [],
 ): Promise<string[]> {
   const tree = join(directory, `scene-${disks.length}-${Math.random().toString(16).slice(2)}`)
   await mkdir(tree)
   await writeFile(join(tree, 'scene'), `#!/bin/sh\n(\n${prelude}\n${script}\n)\n`, { mode: 0o755 })
   const after = '#!/bin/sh\n/scene\necho "scene ended $?" >/dev/ttyS0\nsync\n/bin/busybox poweroff -f\n'
   await writeFile(join(tree, 'begin'), after, { mode: 0o755 })
+  await mkdir(join(tree, 'sbin'))
+  for (const program of programs) await copyFile(program, join(tree, 'sbin', basename(program)))
   const initrd = `${tree}.cpio`
-  const pack = `(cat "$1"; cd "$2" && printf 'scene\\nbegin\\n' | cpio --quiet -o -H newc) >"$3"`
+  const pack = `(cat "$1"; cd "$2" && find scene begin sbin -type f | cpio --quiet -o -H newc) >"$3"`
   await promisify(execFile)('sh', ['-c', pack, 'sh', images.initrd, tree, initrd])
   const drives = disks.flatMap(({ path, format, serial }, i) => [
     ...[

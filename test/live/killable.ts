@@ -22,6 +22,7 @@ export type KillMoment =
   | 'saved'
   | 'set aside'
   | 'defined'
+  | 'handed back'
   | (typeof inChildSnapshots)[number]
 
 export interface Killable {
@@ -70,6 +71,7 @@ async function run({
     saved: () => around(real, { save: dieAfter }),
     'set aside': () => around(real, { undefine: dieAfter }),
     defined: () => around(real, { define: dieAfter }),
+    'handed back': () => real,
     'guest frozen': () => aroundRequestors(real, { freezeWriters: dieAfter }),
     'guest committed': () => aroundRequestors(real, { commit: dieAfter }),
     'host committed': () => around(real, { createOverlays: dieAfter }),
@@ -89,7 +91,11 @@ async function run({
     const environment = await backupEnvironment(settings, hypervisor, repository, policy, signal)
     await backup({ names: [vm], all: false, except: [] }, environment)
   } else {
-    const environment = await restoreEnvironment(settings, hypervisor, repository, signal)
+    const made = await restoreEnvironment(settings, hypervisor, repository, signal)
+    const onEvent = ({ detail = '' }: { readonly detail?: string }) => {
+      if (detail.endsWith(' handed back')) process.kill(process.pid, 'SIGKILL')
+    }
+    const environment = at === 'handed back' ? { ...made, onEvent } : made
     await restore(await repository.point(point), [vm], { networks: {}, start: false }, environment)
   }
 }

@@ -2,6 +2,7 @@
  * What the simulated hypervisor tells about a VM.
  */
 import type { VirtualDisk, VmFacts } from '../../src/vm/hypervisor.ts'
+import type { HostFacts, MachineNeeds } from '../../src/vm/machine-needs.ts'
 import { type ConfiguredDisk, readConfiguration } from './sim-configuration.ts'
 import { storageKey } from './sim-disk.ts'
 import { attachedCopies } from './sim-hot-add.ts'
@@ -50,5 +51,24 @@ function diskFacts(world: SimWorld, disk: ConfiguredDisk): VirtualDisk {
     backing: chain?.keys.slice(1) ?? [],
     ...(chain === undefined ? {} : { sizeBytes: chain.sizeBytes }),
     passThrough: disk.sourceType === 'hostdev',
+  }
+}
+
+/** A host of x86 PCs that fits every VM, unless the world says otherwise. */
+export function hostFactsOf(world: SimWorld, needs: MachineNeeds): HostFacts {
+  const { kind, architecture, emulator = '/usr/bin/qemu-system-x86_64', machine, firmware, bootFiles, media } = needs
+  const named = [...bootFiles, ...media.map(({ path }) => path)]
+  const runs = architecture === 'x86_64' && ['kvm', 'qemu'].includes(kind)
+  return {
+    ...(runs ? { emulator } : {}),
+    machines: runs ? [machine] : [],
+    firmwares: firmware?.path === undefined ? [] : [firmware.path],
+    choosesEfi: true,
+    secureBoot: true,
+    tpmBackends: ['emulator', 'passthrough'],
+    diskFormats: ['raw', 'qcow2', 'vpc'],
+    netDevices: [...world.networks.values()].filter(({ kind }) => kind === 'bridge').map(({ name }) => name),
+    missing: named.filter((path) => !world.files.has(path)),
+    ...world.host,
   }
 }

@@ -52,6 +52,7 @@ export class SimGuest implements GuestIntegration {
   readonly workload: SimWorkload
   /** Whether the agent's process runs. */
   agentRuns = true
+  ipAddresses: readonly string[] = []
   os: GuestOs = { id: 'debian', name: 'Debian GNU/Linux', version: '12' }
   readonly #world: SimWorld
   readonly #uuid: string
@@ -174,6 +175,10 @@ export class SimGuest implements GuestIntegration {
         timer.cancel()
       }
     })
+  }
+
+  addresses(): Promise<readonly string[]> {
+    return this.ask('addresses', {}, () => this.ipAddresses)
   }
 
   syncClock(): Promise<void> {

@@ -21,11 +21,12 @@ import type {
   PowerState,
   VmFacts,
 } from '../../src/vm/hypervisor.ts'
+import type { HostFacts, MachineNeeds } from '../../src/vm/machine-needs.ts'
 import { NoSpaceError } from './host-files.ts'
 import * as backupJob from './sim-backup-job.ts'
 import { readConfiguration, withDiskImage } from './sim-configuration.ts'
 import { sameImage } from './sim-disk.ts'
-import { factsOf } from './sim-facts.ts'
+import { factsOf, hostFactsOf } from './sim-facts.ts'
 import type { SimGuest } from './sim-guest.ts'
 import { attachCopy, detachCopy } from './sim-hot-add.ts'
 import { dropOverlays, makeOverlays, mergeOverlay, putOverlaysOn } from './sim-overlays.ts'
@@ -249,7 +250,7 @@ export class SimHypervisor implements Hypervisor {
     return uuid
   }
 
-  async undefine(uuid: string, options = { discardSaved: false }): Promise<void> {
+  async undefine(uuid: string, options: { discardSaved?: boolean } = {}): Promise<void> {
     await this.#call()
     const vm = this.#world.vms.get(uuid)
     if (vm === undefined) return
@@ -264,11 +265,33 @@ export class SimHypervisor implements Hypervisor {
     return [...this.#world.networks.values()].map(({ name, kind, active }) => ({ name, kind, active }))
   }
 
+  async hostFacts(needs: MachineNeeds): Promise<HostFacts> {
+    await this.#call()
+    return hostFactsOf(this.#world, needs)
+  }
+
   async ensureIsolatedNetwork(name: string): Promise<void> {
     await this.#call()
     const network = this.#world.networks.get(name)
     if (network !== undefined && !network.isolated) throw refused('network', `${name} exists and is not isolated`)
     this.#world.networks.set(name, { name, kind: 'network', active: true, isolated: true })
+  }
+
+  async createIsolatedNetwork(name: string): Promise<void> {
+    await this.#call()
+    if (this.#world.networks.has(name)) throw refused('network', `${name} exists already`)
+    this.#world.networks.set(name, { name, kind: 'network', active: true, isolated: true })
+  }
+
+  async removeIsolatedNetwork(name: string): Promise<void> {
+    await this.#call()
+    if (this.#world.networks.get(name)?.isolated === false) throw refused('network', `${name} is not isolated`)
+    this.#world.networks.delete(name)
+  }
+
+  async screenshot(uuid: string): Promise<Uint8Array | undefined> {
+    await this.#call()
+    return this.#find(uuid).live === undefined ? undefined : Buffer.from('\x89PNG\r\n\x1a\n', 'latin1')
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

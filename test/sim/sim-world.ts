@@ -6,6 +6,7 @@ import { createHash } from 'node:crypto'
 import type { Clock } from '../../src/base/clock.ts'
 import type { BlockSink, BlockSource } from '../../src/disk/block-device.ts'
 import type { DiskImage, DiskStorage, NetworkFacts, PowerState, VirtualNic } from '../../src/vm/hypervisor.ts'
+import type { HostFacts } from '../../src/vm/machine-needs.ts'
 import { HostFiles } from './host-files.ts'
 import { remember, type WorldMemory } from './leftovers.ts'
 import { ManualClock } from './manual-clock.ts'
@@ -77,6 +78,8 @@ export class SimWorld implements AsyncDisposable {
   readonly files: HostFiles
   readonly vms = new Map<string, SimVm>()
   readonly networks = new Map<string, SimNetwork>()
+  /** What is special about this host. */
+  host: Partial<HostFacts> = {}
   /** Who has an image open besides the VMs. */
   readonly handles = new Set<ImageHandle>()
   readonly hypervisor: SimHypervisor

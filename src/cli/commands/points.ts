@@ -3,9 +3,10 @@
  */
 import type { Command } from 'commander'
 import { failure } from '../../errors.ts'
-import type { DamagedPoint, Pin, RecoveryPoint } from '../../repository/repository.ts'
+import type { Check, DamagedPoint, Pin, RecoveryPoint } from '../../repository/repository.ts'
 import { type CommandContext, openSettledRepository, type Report, type Run, recoverFirst } from '../command.ts'
 import { bytesText, tableText, timeText } from '../output.ts'
+import { checkDocument, newestChecks, verdictText } from '../verdicts.ts'
 import { backupContent, isCalled, sumOf, type VmRecord } from '../vm-record.ts'
 
 export function addPoints(program: Command, run: Run): void {
@@ -21,14 +22,18 @@ interface ListedPoint {
   readonly point: RecoveryPoint
   readonly vms: readonly VmRecord[]
   readonly pin: Pin | undefined
+  /** The newest verdict on each VM. */
+  readonly checks: readonly Check[]
 }
 
 async function points(wanted: string | undefined, context: CommandContext): Promise<Report> {
   await using repository = await openSettledRepository(context.settings)
   await recoverFirst(context, 'continue')
   const pins = await repository.pins()
+  const checked = await repository.checks()
   const all = (await repository.listPoints()).map((point) => {
-    return { point, vms: backupContent(point.content).vms, pin: pins.get(point.id) }
+    const checks = newestChecks(checked.get(point.id) ?? [])
+    return { point, vms: backupContent(point.content).vms, pin: pins.get(point.id), checks }
   })
   const damaged = await repository.listDamagedPoints()
   const listed = wanted === undefined ? all : all.filter(({ vms }) => vms.some((vm) => isCalled(vm, wanted)))
@@ -42,7 +47,7 @@ async function points(wanted: string | undefined, context: CommandContext): Prom
   }
 }
 
-function pointDocument({ point, vms, pin }: ListedPoint) {
+function pointDocument({ point, vms, pin, checks }: ListedPoint) {
   return {
     id: point.id,
     createdAt: point.createdAt.toISOString(),
@@ -51,6 +56,7 @@ function pointDocument({ point, vms, pin }: ListedPoint) {
     }),
     ...sizes(vms),
     ...(pin && { pinned: pin }),
+    ...(checks.length > 0 && { checks: checks.map(checkDocument) }),
   }
 }
 
@@ -84,7 +90,7 @@ function listText(
       timeText(one.point.createdAt),
       bytesText(sizeBytes),
       bytesText(storedBytes),
-      names + pinText(one),
+      names + pinText(one) + one.checks.map((check) => `; ${verdictText(check, one.vms.length > 1)}`).join(''),
     ]
   })
   return [

@@ -7,6 +7,7 @@ import { choosePoint } from '../choose-point.ts'
 import { type CommandContext, openSettledRepository, type Report, type Run, recoverFirst } from '../command.ts'
 import { durationText, tableText, timeText } from '../output.ts'
 import { eventLine } from '../timeline.ts'
+import { checkDocument, newestChecks, verdictText } from '../verdicts.ts'
 import {
   backedUpColumns,
   backedUpRows,
@@ -31,6 +32,7 @@ async function show(wanted: string, context: CommandContext): Promise<Report> {
   await recoverFirst(context, 'continue')
   const { id, createdAt, content, streams, documents } = await choosePoint(repository, wanted)
   const { vms, events, durationMs, skewMs } = backupContent(content)
+  const checks = newestChecks((await repository.checks(id)).get(id) ?? [])
   const skew = vms.length > 1 ? `, ${durationText(skewMs)} between the first and the last copy` : ''
   const text = [
     `recovery point ${id}, made ${timeText(createdAt)} in ${durationText(durationMs)}${skew}`,
@@ -39,8 +41,10 @@ async function show(wanted: string, context: CommandContext): Promise<Report> {
     '',
     ...vms.flatMap(remarks),
     ...vms.flatMap((vm) => ['', identity(vm), ...recoveryLines(vm), ...conditionLines(vm)]),
+    ...checks.map((check) => `${verdictText(check, true)}`),
     '',
     ...events.map(eventLine),
   ].join('\n')
-  return { document: { id, createdAt: createdAt.toISOString(), ...content, streams, documents }, text }
+  const checked = checks.length === 0 ? {} : { checks: checks.map(checkDocument) }
+  return { document: { id, createdAt: createdAt.toISOString(), ...content, ...checked, streams, documents }, text }
 }

@@ -4,6 +4,7 @@
 import type { Command } from 'commander'
 import { openHypervisor, vmWriter } from '../../compose.ts'
 import { failure } from '../../errors.ts'
+import { withPlace } from '../../vss/components.ts'
 import { type CommandContext, type Report, type Run, recoverFirst } from '../command.ts'
 import { type ProfileOption, policyOf, profileOption } from '../policy-options.ts'
 import { isCalled, vmRecord } from '../vm-record.ts'
@@ -30,12 +31,12 @@ async function vms(names: readonly string[], options: Options, context: CommandC
   await recoverFirst(context, 'continue')
   const policy = policyOf(settings, options.profile === undefined ? {} : { profile: options.profile })
   const writer = vmWriter(settings, hypervisor, policy)
-  const { components } = await writer.onIdentify()
+  const { components, elsewhere = [] } = await writer.onIdentify()
   const all = components.map((component) => ({ ...vmRecord(component.plan), obstacles: component.obstacles }))
   const unknown = names.filter((name) => !all.some((vm) => isCalled(vm, name)))
   if (unknown.length > 0) {
     const known = all.map(({ name }) => name).join(', ') || 'none'
-    throw failure('VM_NOT_FOUND', { vm: unknown.join(', '), known })
+    throw failure('VM_NOT_FOUND', { vm: unknown.map((name) => withPlace(name, elsewhere)).join(', '), known })
   }
   const wanted = all.filter((vm) => names.length === 0 || names.some((name) => isCalled(vm, name)))
   const inWords = options.conditions === true || names.length > 0
