@@ -9,19 +9,17 @@
  * the exception: QEMU locks nothing for their readers, so that nobody reads a raw base while it is merged into is our
  * own business. The daemon dies with this process, so no reader is left over.
  */
-import { type ChildProcess, spawn } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
 import { rm } from 'node:fs/promises'
 import { join } from 'node:path'
-import { untilAborted, withDeadline } from '../base/async.ts'
-import { systemClock } from '../base/clock.ts'
 import type { Failure } from '../base/failure.ts'
 import { connectNbd, type NbdClientOptions, type NbdDevice } from '../disk/nbd-client.ts'
 import { failure } from '../errors.ts'
 import type { DiskImage } from '../vm/hypervisor.ts'
 import { type BlockNode, formatNode, keyObjects } from './block-node.ts'
 import { backingChain } from './disk-image.ts'
-import { commandEnvironment, dyingWithParent, OutputTail } from './run-command.ts'
+import { dyingWithParent } from './run-command.ts'
+import { readyArguments, StorageDaemon } from './storage-daemon.ts'
 
 export interface ExportedDisk {
   readonly name: string
@@ -42,30 +40,27 @@ export interface DiskExport extends AsyncDisposable {
   open(name: string, options?: Omit<NbdClientOptions, 'socketPath' | 'exportName'>): Promise<NbdDevice>
 }
 
-const startDeadlineMs = 10_000
-const stopPatienceMs = 5000
 const maximumSocketPathBytes = 107
-const maximumStderrBytes = 4096
 
 /** Starts serving; disposal closes the clients, stops the daemon (which writes back what it holds) and waits for it. */
 export async function exportDisks(disks: readonly ExportedDisk[], options: DiskExportOptions): Promise<DiskExport> {
   const { directory, writable = false, signal } = options
   const socketPath = join(directory, `nbd-${randomBytes(4).toString('hex')}.sock`)
-  if (Buffer.byteLength(socketPath) > maximumSocketPathBytes) {
-    throw refused(disks, `the path of the socket is longer than ${maximumSocketPathBytes} bytes: ${socketPath}`)
-  }
+  const refused = (reason: string) => failure('DISK_EXPORT_FAILED', { disks: disks.map(({ name }) => name), reason })
+  if (Buffer.byteLength(socketPath) > maximumSocketPathBytes)
+    throw refused(`the path of the socket is longer than ${maximumSocketPathBytes} bytes: ${socketPath}`)
   for (const { image } of disks) await checkBackingChain(image)
   signal?.throwIfAborted()
-  const [program, args] = dyingWithParent('qemu-storage-daemon', daemonArguments(disks, socketPath, writable))
-  const child = spawn(program, args, { stdio: ['pipe', 'pipe', 'pipe'], env: commandEnvironment() })
-  const daemon = new StorageDaemon(child, disks, socketPath)
+  const command = dyingWithParent('qemu-storage-daemon', daemonArguments(disks, socketPath, writable))
+  const daemon = new StorageDaemon(command, refused)
+  const served = new ServedDisks(daemon, socketPath, refused)
   try {
     await daemon.ready(signal)
   } catch (error) {
-    await daemon[Symbol.asyncDispose]()
+    await served[Symbol.asyncDispose]()
     throw error
   }
-  return daemon
+  return served
 }
 
 /** The daemon's arguments; JSON throughout, so that no character of a path has a meaning. */
@@ -84,8 +79,7 @@ export function daemonArguments(disks: readonly ExportedDisk[], socketPath: stri
     ...nodes.flatMap((node) => json('--blockdev', node)),
     ...json('--nbd-server', { addr: { type: 'unix', path: socketPath } }),
     ...exports.flatMap((each) => json('--export', each)),
-    // Last, so that its greeting says that everything before it has succeeded.
-    ...['--chardev', 'stdio,id=ready,signal=off', '--monitor', 'chardev=ready'],
+    ...readyArguments,
   ]
 }
 
@@ -94,54 +88,29 @@ async function checkBackingChain({ format, storage }: DiskImage): Promise<void> 
   if (hasBackingFiles && 'file' in storage) await backingChain(storage.file, format)
 }
 
-function refused(disks: readonly ExportedDisk[], reason: string, cause?: unknown): Failure {
-  return failure('DISK_EXPORT_FAILED', { disks: disks.map(({ name }) => name), reason }, cause)
-}
-
-class StorageDaemon implements DiskExport {
+class ServedDisks implements DiskExport {
   readonly socketPath: string
-  readonly #child: ChildProcess
-  readonly #disks: readonly ExportedDisk[]
-  readonly #stderr: OutputTail
-  readonly #exited: Promise<void>
+  readonly #daemon: StorageDaemon
+  readonly #refused: (reason: string) => Failure
   readonly #clients = new Set<NbdDevice>()
-  #hasExited = false
   #disposal: Promise<void> | undefined
 
-  constructor(child: ChildProcess, disks: readonly ExportedDisk[], socketPath: string) {
-    this.#child = child
-    this.#disks = disks
+  constructor(daemon: StorageDaemon, socketPath: string, refused: (reason: string) => Failure) {
+    this.#daemon = daemon
+    this.#refused = refused
     this.socketPath = socketPath
-    this.#stderr = new OutputTail(child, maximumStderrBytes)
-    const { promise, resolve } = Promise.withResolvers<void>()
-    this.#exited = promise.then(() => {
-      this.#hasExited = true
-    })
-    child.on('close', () => resolve())
-    child.on('error', () => child.pid === undefined && resolve())
-    child.stdin?.on('error', () => undefined)
   }
 
   get pid(): number {
-    return this.#child.pid ?? -1
-  }
-
-  /** Resolves with the monitor's greeting, which follows the last export. */
-  async ready(signal: AbortSignal | undefined): Promise<void> {
-    const greeted = new Promise<boolean>((resolve) => this.#child.stdout?.once('data', () => resolve(true)))
-    const started = Promise.race([greeted, this.#exited.then(() => false)])
-    const limit = { clock: systemClock, limitMs: startDeadlineMs, what: 'starting qemu-storage-daemon' }
-    const inTime = withDeadline(started, limit)
-    const isReady = await (signal === undefined ? inTime : untilAborted(inTime, signal))
-    if (!isReady) throw refused(this.#disks, this.#lastWords())
+    return this.#daemon.pid
   }
 
   async open(name: string, options: Omit<NbdClientOptions, 'socketPath' | 'exportName'> = {}): Promise<NbdDevice> {
-    if (this.#hasExited) throw refused(this.#disks, `qemu-storage-daemon has ended: ${this.#lastWords()}`)
+    if (this.#daemon.hasEnded) throw this.#refused(`qemu-storage-daemon has ended: ${this.#daemon.lastWords()}`)
     const device = await connectNbd({ ...options, socketPath: this.socketPath, exportName: name })
     if (this.#disposal !== undefined) {
       await device[Symbol.asyncDispose]()
-      throw refused(this.#disks, 'the export was closed meanwhile')
+      throw this.#refused('the export was closed meanwhile')
     }
     this.#clients.add(device)
     return device
@@ -154,18 +123,8 @@ class StorageDaemon implements DiskExport {
 
   async #stop(): Promise<void> {
     await Promise.all([...this.#clients].map((client) => client[Symbol.asyncDispose]()))
-    for (const signal of ['SIGTERM', 'SIGKILL'] as const) {
-      if (this.#hasExited) break
-      this.#child.kill(signal)
-      const limit = { clock: systemClock, limitMs: stopPatienceMs, what: 'stopping qemu-storage-daemon' }
-      await withDeadline(this.#exited, limit).catch(() => undefined)
-    }
-    await rm(this.socketPath, { force: true })
-    if (!this.#hasExited) throw refused(this.#disks, `qemu-storage-daemon ${this.pid} cannot be killed`)
-  }
-
-  #lastWords(): string {
-    const text = this.#stderr.text.trim()
-    return text === '' ? `it ended with ${this.#child.signalCode ?? this.#child.exitCode}` : text
+    await using stack = new AsyncDisposableStack()
+    stack.defer(() => rm(this.socketPath, { force: true }))
+    stack.use(this.#daemon)
   }
 }

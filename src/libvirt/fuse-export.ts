@@ -3,13 +3,11 @@
  * system on the other. See "QEMU Storage Daemon", `--export type=fuse`: it mounts a file over a file. The daemon ends with
  * this process, by SIGTERM, so that it unmounts even after kill -9 of Umbra.
  */
-import { type ChildProcess, spawn } from 'node:child_process'
 import { constants } from 'node:fs'
 import { access, lstat, open, rm } from 'node:fs/promises'
-import { untilAborted, withDeadline } from '../base/async.ts'
-import { systemClock } from '../base/clock.ts'
 import { failure } from '../errors.ts'
-import { commandEnvironment, OutputTail, runCommand } from './run-command.ts'
+import { runCommand } from './run-command.ts'
+import { readyArguments, StorageDaemon } from './storage-daemon.ts'
 
 export interface MountedDisk {
   /** Name of its export at the NBD server. */
@@ -33,9 +31,7 @@ export interface FuseMount extends AsyncDisposable {
 
 const fuseDevice = '/dev/fuse'
 const mountPointMode = 0o400
-const startDeadlineMs = 20_000
-const stopPatienceMs = 10_000
-const maximumStderrBytes = 4096
+const unmountDeadlineMs = 10_000
 
 /** The files can be read when it resolves. MOUNT_FAILED; then nothing stays behind. */
 export async function mountDisks(disks: readonly MountedDisk[], options: FuseOptions): Promise<FuseMount> {
@@ -54,8 +50,7 @@ export async function mountDisks(disks: readonly MountedDisk[], options: FuseOpt
   }
   signal?.throwIfAborted()
   const args = ['--pdeathsig', 'TERM', '--', 'qemu-storage-daemon', ...fuseArguments(disks, socketPath)]
-  const child = spawn('setpriv', args, { stdio: ['pipe', 'pipe', 'pipe'], env: commandEnvironment() })
-  const daemon = unfinished.use(new FuseDaemon(child, refused))
+  const daemon = unfinished.use(new StorageDaemon(['setpriv', args], refused))
   await daemon.ready(signal)
   const kept = unfinished.move()
   return { pid: daemon.pid, ended: daemon.ended, [Symbol.asyncDispose]: () => kept.disposeAsync() }
@@ -79,7 +74,7 @@ async function removeMountPoint(path: string): Promise<void> {
     const { code } = error as NodeJS.ErrnoException
     if (code !== 'EBUSY' && code !== 'ENOTCONN') throw error
     const [program, args] = process.getuid?.() === 0 ? ['umount', ['-l', '--']] : ['fusermount3', ['-u', '-z', '--']]
-    await runCommand(program, [...args, path], { deadlineMs: stopPatienceMs })
+    await runCommand(program, [...args, path], { deadlineMs: unmountDeadlineMs })
     await rm(path, { force: true })
   }
 }
@@ -103,59 +98,6 @@ export function fuseArguments(disks: readonly MountedDisk[], socketPath: string)
   return [
     ...nodes.flatMap((node) => json('--blockdev', node)),
     ...exports.flatMap((each) => json('--export', each)),
-    // Last, so that its greeting says that everything before it has succeeded.
-    ...['--chardev', 'stdio,id=ready,signal=off', '--monitor', 'chardev=ready'],
+    ...readyArguments,
   ]
-}
-
-class FuseDaemon implements AsyncDisposable {
-  readonly ended: Promise<string>
-  readonly #child: ChildProcess
-  readonly #refused: (reason: string) => Error
-  readonly #stderr: OutputTail
-  readonly #exited = Promise.withResolvers<void>()
-  #hasExited = false
-
-  constructor(child: ChildProcess, refused: (reason: string) => Error) {
-    this.#child = child
-    this.#refused = refused
-    this.#stderr = new OutputTail(child, maximumStderrBytes)
-    const exited = () => {
-      this.#hasExited = true
-      this.#exited.resolve()
-    }
-    child.on('close', exited)
-    child.on('error', () => child.pid === undefined && exited())
-    child.stdin?.on('error', () => undefined)
-    this.ended = this.#exited.promise.then(() => this.#lastWords())
-  }
-
-  get pid(): number {
-    return this.#child.pid ?? -1
-  }
-
-  /** Resolves with the monitor's greeting, which follows the last export. */
-  async ready(signal: AbortSignal | undefined): Promise<void> {
-    const greeted = new Promise<boolean>((resolve) => this.#child.stdout?.once('data', () => resolve(true)))
-    const started = Promise.race([greeted, this.#exited.promise.then(() => false)])
-    const limit = { clock: systemClock, limitMs: startDeadlineMs, what: 'starting qemu-storage-daemon' }
-    const inTime = withDeadline(started, limit)
-    const isReady = await (signal === undefined ? inTime : untilAborted(inTime, signal))
-    if (!isReady) throw this.#refused(this.#lastWords())
-  }
-
-  async [Symbol.asyncDispose](): Promise<void> {
-    for (const signal of ['SIGTERM', 'SIGKILL'] as const) {
-      if (this.#hasExited) break
-      this.#child.kill(signal)
-      const limit = { clock: systemClock, limitMs: stopPatienceMs, what: 'stopping qemu-storage-daemon' }
-      await withDeadline(this.#exited.promise, limit).catch(() => undefined)
-    }
-    if (!this.#hasExited) throw this.#refused(`qemu-storage-daemon ${this.#child.pid} can not be ended`)
-  }
-
-  #lastWords(): string {
-    const text = this.#stderr.text.trim()
-    return text === '' ? `qemu-storage-daemon ended with ${this.#child.signalCode ?? this.#child.exitCode}` : text
-  }
 }
