@@ -4,36 +4,41 @@
 import { Command } from 'commander'
 import type { ConfigurationFlags } from '../config.ts'
 import type { AddCommand, Run } from './command.ts'
-import { addBackup } from './commands/backup.ts'
-import { addCheck } from './commands/check.ts'
-import { addCollect } from './commands/collect.ts'
-import { addDoctor } from './commands/doctor.ts'
-import { addExport } from './commands/export.ts'
-import { addFiles } from './commands/files.ts'
-import { addInstant } from './commands/instant.ts'
-import { addMount } from './commands/mount.ts'
-import { addPin, addUnpin } from './commands/pin.ts'
-import { addPoints } from './commands/points.ts'
-import { addRecover } from './commands/recover.ts'
-import { addRepository } from './commands/repository.ts'
-import { addRestore } from './commands/restore.ts'
-import { addRetention } from './commands/retention.ts'
-import { addShow } from './commands/show.ts'
-import { addVerify } from './commands/verify.ts'
-import { addVms } from './commands/vms.ts'
-import { addWriters } from './commands/writers.ts'
 import { version } from './version.ts'
 
 export interface GlobalOptions extends ConfigurationFlags {
   readonly json?: true
 }
 
-const verbs: readonly AddCommand[] = [
-  ...[addDoctor, addVms, addWriters],
-  ...[addBackup, addPoints, addShow, addVerify, addRestore, addInstant, addCheck, addRecover],
-  ...[addExport, addMount, addFiles],
-  ...[addRetention, addCollect, addPin, addUnpin, addRepository],
-]
+/** In the order of the help. Each is loaded only where it is meant: most of a short command's time is loading. */
+const verbs: Readonly<Record<string, () => Promise<AddCommand>>> = {
+  doctor: async () => (await import('./commands/doctor.ts')).addDoctor,
+  vms: async () => (await import('./commands/vms.ts')).addVms,
+  writers: async () => (await import('./commands/writers.ts')).addWriters,
+  backup: async () => (await import('./commands/backup.ts')).addBackup,
+  points: async () => (await import('./commands/points.ts')).addPoints,
+  show: async () => (await import('./commands/show.ts')).addShow,
+  verify: async () => (await import('./commands/verify.ts')).addVerify,
+  restore: async () => (await import('./commands/restore.ts')).addRestore,
+  instant: async () => (await import('./commands/instant.ts')).addInstant,
+  check: async () => (await import('./commands/check.ts')).addCheck,
+  recover: async () => (await import('./commands/recover.ts')).addRecover,
+  export: async () => (await import('./commands/export.ts')).addExport,
+  mount: async () => (await import('./commands/mount.ts')).addMount,
+  files: async () => (await import('./commands/files.ts')).addFiles,
+  retention: async () => (await import('./commands/retention.ts')).addRetention,
+  collect: async () => (await import('./commands/collect.ts')).addCollect,
+  pin: async () => (await import('./commands/pin.ts')).addPin,
+  unpin: async () => (await import('./commands/pin.ts')).addUnpin,
+  repository: async () => (await import('./commands/repository.ts')).addRepository,
+}
+
+/** Those that are named among the words, whether as a verb or as something else; all where help is wanted or none is named. */
+async function loadVerbs(words: readonly string[]): Promise<AddCommand[]> {
+  const named = Object.keys(verbs).filter((verb) => words.includes(verb))
+  const all = named.length === 0 || words.some((word) => ['help', '--help', '-h'].includes(word))
+  return Promise.all((all ? Object.keys(verbs) : named).flatMap((verb) => verbs[verb]?.() ?? []))
+}
 
 const more = `
 What is needed each time can be settled once. It is looked for in this order:
@@ -57,7 +62,10 @@ First steps:
   umbra points --repository /backup
   umbra restore ab2c --vm web01 --as web01-copy --repository /backup --dry-run`
 
-export function buildProgram(run: (options: GlobalOptions, ...rest: Parameters<Run>) => Promise<void>): Command {
+export async function buildProgram(
+  words: readonly string[],
+  run: (options: GlobalOptions, ...rest: Parameters<Run>) => Promise<void>,
+): Promise<Command> {
   const program = new Command('umbra')
     .description(
       'Backs up running virtual machines on libvirt/QEMU hosts without interrupting them, and brings them back.',
@@ -74,7 +82,7 @@ export function buildProgram(run: (options: GlobalOptions, ...rest: Parameters<R
     .configureHelp({ showGlobalOptions: true, sortSubcommands: false, subcommandTerm })
     .configureOutput({ outputError: () => undefined }) // told by main.ts
     .exitOverride()
-  for (const add of verbs) add(program, (command, options) => run(program.opts(), command, options))
+  for (const add of await loadVerbs(words)) add(program, (command, options) => run(program.opts(), command, options))
   return program
 }
 

@@ -32,7 +32,7 @@ for (const event of ['uncaughtException', 'unhandledRejection'] as const) {
 async function main(): Promise<number> {
   const { signal } = cancellation
   let exitCode: number = exitCodes.done
-  const program = buildProgram(async (options, command, { unwinds = false } = {}) => {
+  const program = await buildProgram(words, async (options, command, { unwinds = false } = {}) => {
     const settings = await readConfiguration(options)
     delete process.env.UMBRA_PASSPHRASE // not for hooks and other programs that are started
     const work = command({ settings, signal, screen })
