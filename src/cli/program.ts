@@ -80,7 +80,7 @@ export async function buildProgram(
     .option('--config <file>', 'configuration file (default: /etc/umbra/umbra.yaml if it is there)')
     .addHelpText('after', more)
     .configureHelp({ showGlobalOptions: true, sortSubcommands: false, subcommandTerm })
-    .configureOutput({ outputError: () => undefined }) // told by main.ts
+    .configureOutput({ outputError: () => undefined }) // told by run.ts
     .exitOverride()
   for (const add of await loadVerbs(words)) add(program, (command, options) => run(program.opts(), command, options))
   return program

@@ -1,11 +1,14 @@
 /**
  * A file of the host keeps the contract of disks. See test/contract/block-device.contract.ts.
  */
-import { mkdtemp, rm, writeFile } from 'node:fs/promises'
+import assert from 'node:assert/strict'
+import { randomBytes } from 'node:crypto'
+import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { after } from 'node:test'
+import { after, test } from 'node:test'
 import { blockDeviceContract, blockSinkContract } from '../../test/contract/block-device.contract.ts'
+import { AlignedBuffers } from '../repository/aligned-buffers.ts'
 import { createHostFile, openHostFile } from './host-file.ts'
 
 const folder = await mkdtemp(join(tmpdir(), 'umbra-host-file-'))
@@ -19,3 +22,19 @@ blockDeviceContract('a file of the host', async (content) => {
   return openHostFile(path)
 })
 blockSinkContract('a file of the host', (size) => createHostFile(newPath(), size))
+
+test('what is written past the cache and what goes through it become one file', async () => {
+  const path = newPath()
+  const content = randomBytes(3 * 4096 + 512)
+  const [aligned, unaligned] = [new AlignedBuffers(4096, 0).take(), new AlignedBuffers(4096, 1).take()]
+  {
+    await using file = await createHostFile(path, content.length)
+    for (const [page, buffer] of [aligned, unaligned, aligned].entries()) {
+      content.copy(buffer, 0, page * 4096)
+      await file.write(page * 4096, buffer)
+    }
+    await file.write(3 * 4096, content.subarray(3 * 4096)) // a disk may end within a page
+    await file.flush()
+  }
+  assert.deepEqual(await readFile(path), content)
+})

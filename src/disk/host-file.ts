@@ -25,13 +25,16 @@ export async function createHostFile(path: string, sizeBytes: number): Promise<B
   const file = await open(path, constants.O_CREAT | constants.O_EXCL | constants.O_RDWR, 0o600)
   try {
     await file.truncate(sizeBytes)
-    const direct = await open(path, constants.O_WRONLY | constants.O_DIRECT).catch(() => undefined)
-    return new HostFile(path, file, sizeBytes, direct)
+    return new HostFile(path, file, sizeBytes, await openDirect(path))
   } catch (error) {
     await file.close()
     throw error
   }
 }
+
+/** Undefined where the file system knows no writing past the cache. */
+const openDirect = (path: string): Promise<FileHandle | undefined> =>
+  open(path, constants.O_WRONLY | constants.O_DIRECT).catch(() => undefined)
 
 /**
  * Makes a clone that shares the blocks of `from` until one of both is written to (ioctl_ficlone(2): btrfs, XFS), and opens
@@ -49,10 +52,7 @@ export async function cloneHostFile(
   }
   const file = await open(path, constants.O_RDWR)
   try {
-    if ((await file.stat()).size === sizeBytes) {
-      const direct = await open(path, constants.O_WRONLY | constants.O_DIRECT).catch(() => undefined)
-      return new HostFile(path, file, sizeBytes, direct)
-    }
+    if ((await file.stat()).size === sizeBytes) return new HostFile(path, file, sizeBytes, await openDirect(path))
   } catch (error) {
     await file.close()
     throw error

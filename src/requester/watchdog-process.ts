@@ -17,16 +17,20 @@ const command = [process.execPath, '--max-semi-space-size=4', main]
 let early: WatchdogProcess | undefined
 
 /** Starts the process for the session that will be opened next. */
-export function startEarly(): void {
+export function startEarly(): WatchdogProcess {
   early ??= spawnWatchdog(command)
+  return early
 }
 
 /** The process started early, or one that starts now. */
 export function takeWatchdogProcess(): WatchdogProcess {
-  const taken = early ?? spawnWatchdog(command)
+  const taken = early
   early = undefined
-  return taken
+  return taken !== undefined && lives(taken) ? taken : spawnWatchdog(command)
 }
+
+/** One that was killed before its session began guards nobody. */
+const lives = ({ child }: WatchdogProcess): boolean => child.exitCode === null && child.signalCode === null
 
 export function spawnWatchdog([program = '', ...args]: readonly string[]): WatchdogProcess {
   // Detached: a terminal's ^C is not for the watchdog.

@@ -10,7 +10,7 @@ import { describe, test } from 'node:test'
 import { ManualClock } from '../../test/sim/manual-clock.ts'
 import { systemClock } from '../base/clock.ts'
 import { followSession, linesOf, startWatchdog } from './watchdog.ts'
-import { spawnWatchdog } from './watchdog-process.ts'
+import { spawnWatchdog, startEarly, takeWatchdogProcess } from './watchdog-process.ts'
 
 function following() {
   const clock = new ManualClock()
@@ -99,6 +99,21 @@ describe('the process of the watchdog', () => {
   test('that can not be started, or ends at once, is an error before anything is frozen', async () => {
     await assert.rejects(startWatchdog(by(['/no/such/program'])), /ENOENT/)
     await assert.rejects(startWatchdog(by(script('process.exit(3)'))), { code: 'SESSION_INTERRUPTED' })
+  })
+
+  test('that was started early and killed before its session began is replaced', async () => {
+    const first = startEarly()
+    assert.equal(takeWatchdogProcess(), first)
+    const early = startEarly().child
+    early.kill('SIGKILL')
+    await once(early, 'exit')
+    const second = takeWatchdogProcess()
+    assert.ok(second.child.pid !== early.pid && second.child.signalCode === null)
+    for (const { child } of [first, second]) {
+      child.stdin?.end() // nobody tells it of a session
+      await once(child, 'exit')
+      assert.equal(child.exitCode, 0)
+    }
   })
 
   test('that never gets ready is given up and killed', async () => {

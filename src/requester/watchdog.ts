@@ -60,7 +60,7 @@ async function readiness({ child, error }: WatchdogProcess): Promise<void> {
   }
   const before = error()
   if (before !== undefined) throw before
-  if (child.exitCode !== null) tooEarly(child.exitCode)
+  if (child.exitCode !== null || child.signalCode !== null) tooEarly(child.exitCode ?? child.signalCode)
   const ready = once(child.stdout ?? child, 'data')
   const ended = once(child, 'exit').then(([code]) => tooEarly(code))
   const failed = once(child, 'error').then(([told]) => {

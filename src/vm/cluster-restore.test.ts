@@ -10,7 +10,8 @@ import { join } from 'node:path'
 import { after, describe, test } from 'node:test'
 import { SimCluster } from '../../test/sim/sim-cluster.ts'
 import { simulatedWorld } from '../../test/sim/sim-world.ts'
-import { Cleanup, type UndoLog, type UndoRecord } from '../base/cleanup.ts'
+import { undoLog } from '../../test/sim/undo-log.ts'
+import { Cleanup } from '../base/cleanup.ts'
 import { type ClusterRestore, clusterRestorePlan, handBack, takeOffline } from './cluster-restore.ts'
 import type { VmRestorePlan } from './restore-plan.ts'
 import { vmUndoHandlers } from './undo.ts'
@@ -82,16 +83,7 @@ async function sandbox({ role, keepsMemory = false, withoutConfig = false }: Set
     obstacles: [],
   }
   const plan = clusterRestorePlan(plain, found, 'tok')
-  const records = new Map<number, UndoRecord>()
-  let last = 0
-  const log: UndoLog = {
-    async add(record, supersedes) {
-      records.set(++last, record)
-      if (supersedes !== undefined) records.delete(supersedes)
-      return last
-    },
-    done: (id) => void records.delete(id),
-  }
+  const { records, log } = undoLog()
   const handlers = vmUndoHandlers(hypervisor, clock, cluster)
   const session = { components: [], undo: new Cleanup(log, handlers, { clock }), emit: () => undefined }
   const restore: ClusterRestore = { plan: { ...plan, cluster: found }, cluster, hypervisor }

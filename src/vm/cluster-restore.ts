@@ -78,11 +78,8 @@ export async function handBack(
   await writeConfiguration(configPath, rewritten, asides.find(({ path }) => path === configPath)?.aside)
   for (const { path, to } of plan.links) await symlink(to, path)
   if (hold !== undefined) {
-    await cluster.setAttribute(
-      resource,
-      'target-role',
-      String(hold.record.former) === 'null' ? null : String(hold.record.former),
-    )
+    const { former } = hold.record
+    await cluster.setAttribute(resource, 'target-role', typeof former === 'string' ? former : null)
     await cluster.settled(startLimitMs)
     await requireStarted(cluster, plan)
   }

@@ -9,7 +9,8 @@ import { join } from 'node:path'
 import { after, describe, test } from 'node:test'
 import { SimCluster } from '../../test/sim/sim-cluster.ts'
 import { simulatedWorld, uuidOf } from '../../test/sim/sim-world.ts'
-import { Cleanup, type UndoLog, type UndoRecord } from '../base/cleanup.ts'
+import { undoLog } from '../../test/sim/undo-log.ts'
+import { Cleanup } from '../base/cleanup.ts'
 import { OverlayProvider } from '../libvirt/overlay-provider.ts'
 import { defaultLimits } from '../vss/vocabulary.ts'
 import { elsewhere } from './cluster.ts'
@@ -38,16 +39,7 @@ async function sandbox(former?: string) {
   const { clock } = world
   const workDirectory = world.path('/work')
   await mkdir(workDirectory)
-  const records = new Map<number, UndoRecord>()
-  let last = 0
-  const log: UndoLog = {
-    async add(record, supersedes) {
-      records.set(++last, record)
-      if (supersedes !== undefined) records.delete(supersedes)
-      return last
-    },
-    done: (id) => void records.delete(id),
-  }
+  const { records, log } = undoLog()
   const handlers = vmUndoHandlers(world.hypervisor, clock, cluster)
   const undo = new Cleanup(log, handlers, { clock })
   const facts = await hypervisor.vm('web01')

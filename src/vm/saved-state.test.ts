@@ -11,7 +11,8 @@ import { after, describe, test } from 'node:test'
 import { leftovers } from '../../test/sim/leftovers.ts'
 import type { ManualClock } from '../../test/sim/manual-clock.ts'
 import { simulatedWorld, uuidOf } from '../../test/sim/sim-world.ts'
-import { Cleanup, type UndoLog, type UndoRecord } from '../base/cleanup.ts'
+import { undoLog } from '../../test/sim/undo-log.ts'
+import { Cleanup, type UndoRecord } from '../base/cleanup.ts'
 import { defaultLimits } from '../vss/vocabulary.ts'
 import { noCluster } from './cluster.ts'
 import type { Hypervisor, PowerState } from './hypervisor.ts'
@@ -31,16 +32,7 @@ async function sandbox(power: PowerState = 'running') {
   await mkdir(workDirectory)
   const { hypervisor } = world
   const clock = world.clock as ManualClock
-  const records = new Map<number, UndoRecord>()
-  let last = 0
-  const log: UndoLog = {
-    async add(record, supersedes) {
-      records.set(++last, record)
-      if (supersedes !== undefined) records.delete(supersedes)
-      return last
-    },
-    done: (id) => void records.delete(id),
-  }
+  const { records, log } = undoLog()
   const handlers = vmUndoHandlers(hypervisor, clock)
   const undo = new Cleanup(log, handlers, { clock })
   const facts = await hypervisor.vm(vm)
