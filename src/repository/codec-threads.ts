@@ -6,6 +6,7 @@
 import { availableParallelism } from 'node:os'
 import { Worker } from 'node:worker_threads'
 import { invariant } from '../base/failure.ts'
+import { ownProgram } from '../base/own-programs.ts'
 import { AlignedBuffers, type SharedBuffer } from './aligned-buffers.ts'
 import {
   decodeInPlace,
@@ -103,7 +104,7 @@ function leastBusyThread(): Thread {
 
 /** For a job that follows at once: a worker that gets none would keep the process alive, unref does not count before it runs. */
 function startThread(): Thread {
-  const worker = new Worker(new URL('./codec-worker.ts', import.meta.url), {
+  const worker = new Worker(ownProgram('codec'), {
     resourceLimits: { maxYoungGenerationSizeMb: 2, maxOldGenerationSizeMb: 128 },
   })
   const thread: Thread = { worker, waiting: [] }

@@ -3,13 +3,12 @@
  * it. The key of the repository goes through its standard input and is nowhere else: not among its arguments, not in its
  * environment, not on disk. It dies with that process; whoever starts another one gives it again.
  */
-import { type ChildProcess, spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { fileURLToPath } from 'node:url'
 import * as z from 'zod'
 import { withDeadline } from '../base/async.ts'
 import { systemClock } from '../base/clock.ts'
 import { describeError } from '../base/failure.ts'
+import { type OwnProcess, startProgram } from '../base/own-programs.ts'
 import { endProcess, livingProcess } from '../base/pid-file.ts'
 import { failure } from '../errors.ts'
 import { type InstantRecord, placesOf } from './instant-record.ts'
@@ -24,26 +23,11 @@ export const serverOrder = z.object({
   key: z.object({ keyFile: z.string().optional(), passphrase: z.string().optional() }),
 })
 
-const program = fileURLToPath(new URL('../cli/disk-server-main.ts', import.meta.url))
 const startDeadlineMs = 120_000
 const longestAnswer = 4096
 
-/** A server process that has been started and not been told yet what to serve. It ends by itself when nobody does. */
-export interface WaitingServer {
-  readonly child: ChildProcess
-}
-
-/** Node takes a while to start: who knows early that a server will be needed starts it then. */
-export function startServerEarly(pidFile: string): WaitingServer {
-  const child = spawn(process.execPath, [program, pidFile], {
-    stdio: ['pipe', 'pipe', 'ignore'],
-    detached: true,
-    cwd: '/',
-  })
-  child.on('error', () => undefined) // told by `answerOf`
-  child.stdin?.on('error', () => undefined)
-  return { child }
-}
+/** The process of a server that is not told yet what to serve. */
+export const startServerEarly = (pidFile: string): OwnProcess => startProgram('diskServer', pidFile)
 
 /** INSTANT_SERVER_FAILED with what the process said. */
 async function startServer(
@@ -57,7 +41,7 @@ async function startServer(
     const { name } = record
     child.stdin?.end(JSON.stringify({ stateDirectory, name, key } satisfies z.infer<typeof serverOrder>))
     const limit = { clock: systemClock, limitMs: startDeadlineMs, what: 'the start of the disk server' }
-    const answer = await withDeadline(answerOf(child), limit)
+    const answer = await withDeadline(answerOf(waiting), limit)
     if (answer !== 'ready') throw new Error(answer)
     child.unref()
     child.stdout?.destroy()
@@ -67,8 +51,8 @@ async function startServer(
   }
 }
 
-async function answerOf(child: ChildProcess): Promise<string> {
-  if (child.pid === undefined) throw new Error('the process could not be started')
+async function answerOf({ child, error }: OwnProcess): Promise<string> {
+  if (child.pid === undefined) throw error() ?? new Error('the process could not be started')
   let text = ''
   for await (const bytes of child.stdout ?? []) {
     text += String(bytes)
@@ -81,7 +65,7 @@ async function answerOf(child: ChildProcess): Promise<string> {
 /** The servers of this host's instant restores. */
 export interface InstantServers {
   /** Serves the disks of the record when it resolves. INSTANT_SERVER_FAILED. */
-  start(record: InstantRecord, key: ServerKey, waiting?: WaitingServer): Promise<void>
+  start(record: InstantRecord, key: ServerKey, waiting?: OwnProcess): Promise<void>
   /** Whether the process of the server is there. */
   lives(record: InstantRecord): Promise<boolean>
   /** Whether both are there, the server and the gate before it. */

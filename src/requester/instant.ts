@@ -11,6 +11,7 @@ import { dirname } from 'node:path'
 import { systemClock } from '../base/clock.ts'
 import { describeError, Failure } from '../base/failure.ts'
 import { makeDirectory } from '../base/make-directory.ts'
+import type { OwnProcess } from '../base/own-programs.ts'
 import { failure } from '../errors.ts'
 import { noteMaxLength } from '../repository/pins.ts'
 import type { RecoveryPoint, Repository } from '../repository/repository.ts'
@@ -27,7 +28,7 @@ import {
   socketsOf,
   writeRecord,
 } from './instant-record.ts'
-import type { InstantServers, ServerKey, WaitingServer } from './instant-server.ts'
+import type { InstantServers, ServerKey } from './instant-server.ts'
 import { findStored, readStored } from './stored-components.ts'
 
 export type RunningDisk = Pick<InstantRecord['disks'][number], 'target' | 'overlay' | 'sizeBytes'>
@@ -118,7 +119,7 @@ export async function beginInstant(
   planned: PlannedInstant,
   { repository, key }: OpenedRepository,
   environment: InstantEnvironment,
-  early?: { readonly token: string; readonly server: WaitingServer },
+  early?: { readonly token: string; readonly server: OwnProcess },
 ): Promise<BegunInstant> {
   const { stateDirectory, machine } = environment
   const { plan } = planned
@@ -197,7 +198,7 @@ async function serve(
   { stateDirectory, machine, servers }: InstantEnvironment,
   record: InstantRecord,
   key: ServerKey,
-  early?: WaitingServer,
+  early?: OwnProcess,
 ): Promise<string[]> {
   const done: string[] = []
   if (!(await servers.lives(record))) {

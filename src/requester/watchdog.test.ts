@@ -9,8 +9,9 @@ import { PassThrough } from 'node:stream'
 import { describe, test } from 'node:test'
 import { ManualClock } from '../../test/sim/manual-clock.ts'
 import { systemClock } from '../base/clock.ts'
+import { startProcess } from '../base/own-programs.ts'
 import { followSession, linesOf, startWatchdog } from './watchdog.ts'
-import { spawnWatchdog, startEarly, takeWatchdogProcess } from './watchdog-process.ts'
+import { startEarly, takeWatchdogProcess } from './watchdog-process.ts'
 
 function following() {
   const clock = new ManualClock()
@@ -77,7 +78,7 @@ describe('the watchdog', () => {
 describe('the process of the watchdog', () => {
   /** Says that it is ready, and then what it hears. */
   const script = (body: string) => [process.execPath, '--input-type=module', '-e', body]
-  const by = (command: readonly string[]) => ({ process: spawnWatchdog(command), journal: '/a/journal' })
+  const by = (command: readonly string[]) => ({ process: startProcess(command), journal: '/a/journal' })
   const follows = script(`
     import { followSession, linesOf } from '${new URL('./watchdog.ts', import.meta.url).href}'
     import { systemClock } from '${new URL('../base/clock.ts', import.meta.url).href}'
@@ -140,8 +141,8 @@ describe('the process of the watchdog', () => {
   test('hears the pipe break when its session is killed', async () => {
     const session = script(`
       import { startWatchdog } from '${new URL('./watchdog.ts', import.meta.url).href}'
-      import { spawnWatchdog } from '${new URL('./watchdog-process.ts', import.meta.url).href}'
-      const process_ = spawnWatchdog(${JSON.stringify(follows)})
+      import { startProcess } from '${new URL('../base/own-programs.ts', import.meta.url).href}'
+      const process_ = startProcess(${JSON.stringify(follows)})
       const watchdog = await startWatchdog({ process: process_, journal: '/a/journal' })
       process.stdout.write(String(watchdog.pid))
       setInterval(() => undefined, 1000)

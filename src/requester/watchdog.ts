@@ -6,9 +6,9 @@
 import { once } from 'node:events'
 import { withDeadline } from '../base/async.ts'
 import { type Clock, systemClock } from '../base/clock.ts'
+import type { OwnProcess } from '../base/own-programs.ts'
 import { failure } from '../errors.ts'
 import type { QuietDuringFreeze } from '../vss/windows.ts'
-import type { WatchdogProcess } from './watchdog-process.ts'
 
 /** Beyond the freeze window, before the watchdog steps in. */
 const graceMs = 2000
@@ -18,7 +18,7 @@ export interface Watchdog extends QuietDuringFreeze, AsyncDisposable {
 }
 
 export interface WatchdogOptions {
-  readonly process: WatchdogProcess
+  readonly process: OwnProcess
   /** Path of the session's journal. */
   readonly journal: string
   readonly clock?: Clock
@@ -54,7 +54,7 @@ export async function startWatchdog(options: WatchdogOptions): Promise<Watchdog>
   }
 }
 
-async function readiness({ child, error }: WatchdogProcess): Promise<void> {
+async function readiness({ child, error }: OwnProcess): Promise<void> {
   const tooEarly = (code: unknown) => {
     throw failure('SESSION_INTERRUPTED', { steps: `the watchdog ended at its start with code ${code}` })
   }

@@ -13,11 +13,10 @@ import { after, before, describe, it } from 'node:test'
 import { createDisks } from '../../sample-guest/sample-guest.ts'
 import { recover } from '../../src/compose.ts'
 import type { CheckResult } from '../../src/requester/check.ts'
-import { runUmbra } from '../umbra-process.ts'
+import { runUmbra, umbraProgram } from '../umbra-process.ts'
 import { beginStage, defineVm, eventually, type Stage, type StageVm, skipLive, virsh, vmDirectory } from './stage.ts'
 import { backUp, hashOf, nothingIsLeft, stateOf } from './stage-session.ts'
 
-const program = join(import.meta.dirname, '../../bin/umbra')
 let stage: Stage
 let web: StageVm
 let empty: StageVm
@@ -109,7 +108,7 @@ describe('boot checks of real recovery points', { skip: skipLive, timeout: 900_0
 
   it('kill -9 while the guest comes up: the watchdog removes all of it', async () => {
     const options = { env: { ...process.env, ...environment() }, stdio: 'ignore' } as const
-    const umbra = spawn(program, ['check', webPoint], options)
+    const umbra = spawn(umbraProgram, ['check', webPoint], options)
     const ended = once(umbra, 'exit')
     await eventually('the VM of the check', async () => {
       const running = virsh(stage, 'list', '--name')

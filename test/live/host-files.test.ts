@@ -22,7 +22,7 @@ import { after, before, describe, it } from 'node:test'
 import { createDisks } from '../../sample-guest/sample-guest.ts'
 import type { VmRecord } from '../../src/cli/vm-record.ts'
 import { filesIn, HostApplication } from '../sim/host-application.ts'
-import { runUmbra } from '../umbra-process.ts'
+import { runUmbra, umbraProgram } from '../umbra-process.ts'
 import { beginStage, defineVm, eventually, type Stage, type StageVm, skipLive, vmDirectory } from './stage.ts'
 import { hashOf, nothingIsLeft } from './stage-session.ts'
 
@@ -168,7 +168,7 @@ describe('files of the host beside a VM', { skip: skipLive, timeout: 600_000 }, 
 
   it('are thawed by the watchdog when Umbra is killed while they are frozen', async () => {
     await site.trouble('freeze hangs')
-    const child = spawn(join(import.meta.dirname, '../../bin/umbra'), ['backup', 'site'], {
+    const child = spawn(umbraProgram, ['backup', 'site'], {
       stdio: 'ignore',
       env: { PATH: process.env.PATH, ...environment },
     })

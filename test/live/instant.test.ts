@@ -14,7 +14,7 @@ import { livingProcess } from '../../src/base/pid-file.ts'
 import type { BlockSource } from '../../src/disk/block-device.ts'
 import { connectNbd } from '../../src/disk/nbd-client.ts'
 import { type InstantRecord, placesOf } from '../../src/requester/instant-record.ts'
-import { runUmbra, type UmbraEnd } from '../umbra-process.ts'
+import { runUmbra, type UmbraEnd, umbraProgram } from '../umbra-process.ts'
 import {
   agentAnswers,
   beginStage,
@@ -29,7 +29,6 @@ import {
 } from './stage.ts'
 
 const name = 'now'
-const program = join(import.meta.dirname, '../../bin/umbra')
 let stage: Stage
 let hash = ''
 let packsBefore: string[] = []
@@ -107,7 +106,7 @@ async function killServer(): Promise<void> {
 
 /** Starts the program and kills it (SIGKILL) as soon as `look` says so. */
 async function killedWhen(look: () => Promise<true | undefined>, ...words: string[]): Promise<void> {
-  const child = spawn(program, words, { stdio: 'ignore', env: { PATH: process.env.PATH, ...environment() } })
+  const child = spawn(umbraProgram, words, { stdio: 'ignore', env: { PATH: process.env.PATH, ...environment() } })
   const ended = new Promise((resolve) => child.on('exit', resolve))
   await eventually('the moment to kill', look)
   child.kill('SIGKILL')

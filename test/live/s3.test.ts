@@ -17,6 +17,7 @@ import { type S3Address, s3AddressText } from '../../src/repository/s3-address.t
 import type { S3Limits } from '../../src/repository/s3-attempts.ts'
 import { openS3Backend } from '../../src/repository/s3-backend.ts'
 import { type BackendPlace, backendContract } from '../contract/backend.contract.ts'
+import { umbraProgram } from '../umbra-process.ts'
 import { openBreakingProxy } from './breaking-proxy.ts'
 import { type Radosgw, skipRadosgw, startRadosgw } from './radosgw.ts'
 
@@ -24,8 +25,7 @@ const bucket = 'umbra'
 const mebibyte = 1024 * 1024
 const quick: Partial<S3Limits> = { pauseMs: 10, idleMs: 5000 }
 
-const umbra = (...words: string[]) =>
-  promisify(execFile)(join(import.meta.dirname, '../../bin/umbra'), words, { timeout: 60_000 })
+const umbra = (...words: string[]) => promisify(execFile)(umbraProgram, words, { timeout: 60_000 })
 
 const hasCode = (code: string) => (error: unknown) => error instanceof Failure && error.code === code
 
