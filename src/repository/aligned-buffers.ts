@@ -4,7 +4,8 @@
  */
 const pageBytes = 4096
 const wasmPageBytes = 65536
-const buffersPerMemory = 8
+/** A memory of WebAssembly reserves address space: small buffers share one. */
+const memoryBytes = 4 * 1024 * 1024
 
 /** What is used of it: TypeScript knows it only together with all of a browser. */
 declare const WebAssembly: {
@@ -36,9 +37,10 @@ export class AlignedBuffers {
   }
 
   #grow(): SharedBuffer {
-    const pages = Math.ceil((buffersPerMemory * this.#strideBytes) / wasmPageBytes)
+    const count = Math.max(1, Math.floor(memoryBytes / this.#strideBytes))
+    const pages = Math.ceil((count * this.#strideBytes) / wasmPageBytes)
     const { buffer } = new WebAssembly.Memory({ initial: pages, maximum: pages, shared: true })
-    const carved = Array.from({ length: buffersPerMemory }, (_, index) =>
+    const carved = Array.from({ length: count }, (_, index) =>
       Buffer.from(buffer, index * this.#strideBytes + this.#leadBytes, this.#bufferBytes),
     )
     const [first, ...others] = carved as [SharedBuffer, ...SharedBuffer[]]

@@ -1,7 +1,8 @@
 /**
- * PackWriter: puts the records of one draft into packs. Records go into a buffer of one pack; a full pack is put to the
- * backend while the next one fills. Two packs in memory, never more. See docs/repository-format.md, "Packs".
+ * PackWriter: puts the records of one draft into packs. Records go into a buffer of one pack; full packs are put to the
+ * backend while the next one fills. Four packs in memory, never more. See docs/repository-format.md, "Packs".
  */
+import { AlignedBuffers, type SharedBuffer } from './aligned-buffers.ts'
 import type { Backend } from './backend.ts'
 import { asBuffer } from './blake3.ts'
 import {
@@ -20,14 +21,16 @@ import {
   writePackHeader,
   writeRecordHeader,
 } from './format.ts'
-import { freeNow } from './free-memory.ts'
 import type { Seal } from './seal.ts'
 
-/** Packs on their way to the backend while one fills. */
-const packsInFlight = 1
+/** Packs on their way to the backend while one fills: storage that answers late is not waited for. */
+const packsInFlight = 3
+
+/** The process's; aligned, so that packs can be written past the kernel's cache. */
+const packBuffers = new AlignedBuffers(packSizeBytes, 0)
 
 interface OpenPack {
-  readonly buffer: Buffer
+  readonly buffer: SharedBuffer
   readonly toc: Buffer[]
   usedBytes: number
 }
@@ -38,8 +41,6 @@ export class PackWriter {
   readonly #pointId: string
   readonly #header: PackHeader
   readonly #listings: PackListing[] = []
-  readonly #free: Buffer[] = []
-  #allocated = 0
   #open: OpenPack | undefined
   #appending: Promise<void> = Promise.resolve()
   readonly #puts = new Set<Promise<void>>()
@@ -70,7 +71,6 @@ export class PackWriter {
   /** Waits until no put is under way. Rejects with the first that failed. */
   async settle(): Promise<void> {
     const outcomes = await Promise.allSettled(this.#puts)
-    for (const buffer of this.#free.splice(0)) freeNow(buffer)
     for (const outcome of outcomes) if (outcome.status === 'rejected') throw outcome.reason
   }
 
@@ -92,21 +92,11 @@ export class PackWriter {
       this.#put(this.#open)
       this.#open = undefined
     }
-    const buffer = await this.#takeBuffer()
+    while (this.#puts.size >= packsInFlight) await Promise.race(this.#puts)
+    const buffer = packBuffers.take()
     writePackHeader(buffer, this.#header)
     this.#open = { buffer, toc: [], usedBytes: packHeaderBytes }
     return this.#open
-  }
-
-  async #takeBuffer(): Promise<Buffer> {
-    const free = this.#free.pop()
-    if (free !== undefined) return free
-    if (this.#allocated <= packsInFlight) {
-      this.#allocated += 1
-      return Buffer.allocUnsafeSlow(packSizeBytes)
-    }
-    await Promise.race(this.#puts)
-    return this.#takeBuffer()
   }
 
   #put(pack: OpenPack): void {
@@ -116,7 +106,7 @@ export class PackWriter {
     const put = this.#backend.put(objectKeys.pack(this.#pointId, digest), parts).then(() => {
       const sizeBytes = pack.usedBytes + toc.length + footer.length
       this.#listings.push({ pointId: this.#pointId, digest, sizeBytes, toc })
-      this.#free.push(pack.buffer)
+      packBuffers.give(pack.buffer)
       this.#puts.delete(put)
     })
     put.catch(() => undefined) // a put that failed stays in the set and is thrown to whoever waits next

@@ -47,8 +47,8 @@ export interface RepositoryFiles {
 
 /** The files of this host. */
 export const realFiles: RepositoryFiles = {
-  openToRead: async (file) => openFile(await open(file, constants.O_RDONLY)),
-  create: async (file) => openFile(await open(file, 'wx', 0o640)),
+  openToRead: async (file) => new RealFile(file, await open(file, constants.O_RDONLY)),
+  create: async (file) => new RealFile(file, await open(file, 'wx', 0o640)),
   link,
   rename,
   remove: unlink,
@@ -73,15 +73,60 @@ export const realFiles: RepositoryFiles = {
   },
 }
 
-function openFile(handle: FileHandle): RepositoryFile {
-  return {
-    read: async (target, at, position) => (await handle.read(target, at, target.length - at, position)).bytesRead,
-    write: async (data) => (await handle.write(data)).bytesWritten,
-    sizeBytes: async () => (await handle.stat()).size,
-    sync: () => handle.sync(),
-    close: () => handle.close(),
+/** Whole packs go past the kernel's cache where the file system can: nobody reads them soon, and its host has better use for it. */
+const directFromBytes = 1024 * 1024
+/** What writing past the cache must be a multiple of. */
+const pageBytes = 4096
+
+class RealFile implements RepositoryFile {
+  readonly #path: string
+  readonly #handle: FileHandle
+  #direct: Promise<FileHandle | undefined> | undefined
+  #writtenBytes = 0
+
+  constructor(path: string, handle: FileHandle) {
+    this.#path = path
+    this.#handle = handle
+  }
+
+  async read(target: Uint8Array, at: number, position: number): Promise<number> {
+    return (await this.#handle.read(target, at, target.length - at, position)).bytesRead
+  }
+
+  async write(data: Uint8Array): Promise<number> {
+    const bytes =
+      (await this.#writeDirect(data)) ??
+      (await this.#handle.write(data, 0, data.length, this.#writtenBytes)).bytesWritten
+    this.#writtenBytes += bytes
+    return bytes
+  }
+
+  /** Undefined when nothing was written: what is not aligned, or can not be written, is left to the usual way, which says why. */
+  async #writeDirect(data: Uint8Array): Promise<number | undefined> {
+    const wholeBytes = data.length - (data.length % pageBytes)
+    if (wholeBytes < directFromBytes || this.#writtenBytes % pageBytes !== 0) return undefined
+    this.#direct ??= openDirect(this.#path)
+    const written = await (await this.#direct)?.write(data, 0, wholeBytes, this.#writtenBytes).catch(() => undefined)
+    return written?.bytesWritten || undefined
+  }
+
+  async sizeBytes(): Promise<number> {
+    return (await this.#handle.stat()).size
+  }
+
+  sync(): Promise<void> {
+    return this.#handle.sync()
+  }
+
+  async close(): Promise<void> {
+    await (await this.#direct)?.close()
+    await this.#handle.close()
   }
 }
+
+/** Undefined where the file system knows no writing past the cache. */
+const openDirect = (path: string): Promise<FileHandle | undefined> =>
+  open(path, constants.O_WRONLY | constants.O_DIRECT).catch(() => undefined)
 
 /** The system's name for what went wrong (ENOSPC), if it was the system. */
 export function errorCode(error: unknown): string | undefined {
