@@ -11,6 +11,7 @@ import { fileURLToPath, pathToFileURL } from 'node:url'
 import { parseArgs } from 'node:util'
 import { privateLibvirtd } from '../sample-guest/sample-guest.ts'
 import { type BenchData, makeData } from './data.ts'
+import { installUmbra } from './installed.ts'
 import { type Measured, measure } from './measure.ts'
 import { sizeOf } from './stored-size.ts'
 
@@ -20,6 +21,8 @@ type Operation = (typeof operations)[number]
 
 interface Place {
   readonly data: BenchData
+  /** Umbra's command. */
+  readonly umbra: string
   /** Empty at the start of each round. */
   readonly scratch: string
   /** Where disks are restored to; empty at the start of each round. */
@@ -42,8 +45,8 @@ interface Peer {
 }
 
 const vm = 'umbra-bench'
-const umbraCommand = ({ scratch, uri }: Place, ...args: string[]) => [
-  join(project, 'bin/umbra'),
+const umbraCommand = ({ umbra, scratch, uri }: Place, ...args: string[]) => [
+  umbra,
   ...['--connect', uri, '--repository', join(scratch, 'repository'), '--state', join(scratch, 'state'), ...args],
 ]
 
@@ -53,7 +56,7 @@ const peers: readonly Peer[] = [
     packages: [],
     async prepare(place) {
       const args = ['repository', 'create', join(place.scratch, 'repository'), '--no-encryption']
-      execFileSync(join(project, 'bin/umbra'), args, { stdio: 'ignore' })
+      execFileSync(place.umbra, args, { stdio: 'ignore' })
     },
     full: (place) => umbraCommand(place, 'backup', vm),
     verify: (place) => umbraCommand(place, 'verify'),
@@ -188,10 +191,10 @@ function defineVm(uri: string, data: BenchData, scratch: string): Promise<void> 
  * The same for everybody: the disk is in memory, and so much memory is free that the machine really has: one that is virtual
  * pays for what it takes anew.
  */
-function warm({ data, scratch }: Place): void {
+function warm({ data }: Place): void {
   execFileSync('dd', [`if=${data.raw}`, 'of=/dev/null', 'bs=4M'], { stdio: 'ignore' })
   execFileSync('sync')
-  const fill = join(scratch, 'fill')
+  const fill = '/dev/shm/umbra-bench-fill'
   execFileSync('dd', ['if=/dev/zero', `of=${fill}`, 'bs=4M', 'count=768'], { stdio: 'ignore' })
   execFileSync('rm', [fill])
 }
@@ -258,8 +261,8 @@ async function main(): Promise<void> {
     options: {
       rounds: { type: 'string', default: '1' },
       directory: { type: 'string', default: join(project, '.cache/bench') },
-      // Repositories are in memory, so that what is measured is the programs and not the disk; restored disks are not.
-      scratch: { type: 'string', default: '/dev/shm' },
+      // Repositories lie on a disk, as one's own; in memory (/dev/shm) the disk is out of the picture.
+      scratch: { type: 'string' },
     },
   })
   const chosen = peers.filter(
@@ -276,8 +279,9 @@ async function main(): Promise<void> {
     `disk ${data.sizeBytes / 1e6} MB, ${Math.round(data.allocatedBytes / 1e6)} MB allocated; ${cpus().length} x ${cpus()[0]?.model}`,
   )
   await using libvirtd = await privateLibvirtd('/run/umbra/bench')
-  const scratch = join(values.scratch, 'umbra-bench')
-  const place = { data, scratch, out: join(values.directory, 'out'), uri: libvirtd.uri }
+  const scratch = join(values.scratch ?? values.directory, 'umbra-bench')
+  const umbra = await installUmbra(values.directory)
+  const place = { data, umbra, scratch, out: join(values.directory, 'out'), uri: libvirtd.uri }
   const results = new Map<string, Awaited<ReturnType<typeof round>>[]>()
   for (let number = 0; number < Number(values.rounds); number++) {
     for (const peer of chosen) {

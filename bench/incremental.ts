@@ -10,6 +10,7 @@ import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
 import { privateLibvirtd } from '../sample-guest/sample-guest.ts'
 import { type BenchData, makeData } from './data.ts'
+import { installUmbra } from './installed.ts'
 import { measure } from './measure.ts'
 import { sizeOf } from './stored-size.ts'
 
@@ -19,6 +20,8 @@ const blockBytes = 64 * 1024
 const changedShare = 0.02
 
 interface Place {
+  /** Umbra's command. */
+  readonly umbra: string
   readonly uri: string
   readonly scratch: string
 }
@@ -113,7 +116,7 @@ interface Peer {
 }
 
 const umbra = (place: Place, ...args: string[]) => [
-  join(project, 'bin/umbra'),
+  place.umbra,
   ...[
     '--connect',
     place.uri,
@@ -131,7 +134,7 @@ const peers: readonly Peer[] = [
     async prepare(place) {
       // As in a nightly job: a key file, for a passphrase takes 0.3 s on purpose.
       const keyFile = join(place.scratch, 'key')
-      execFileSync(join(project, 'bin/umbra'), ['repository', 'key-file', keyFile], { stdio: 'ignore' })
+      execFileSync(place.umbra, ['repository', 'key-file', keyFile], { stdio: 'ignore' })
       process.env.UMBRA_KEY_FILE = keyFile
       const [command = '', ...args] = umbra(place, 'repository', 'create', join(place.scratch, 'repository'))
       execFileSync(command, args, { stdio: 'ignore' })
@@ -212,7 +215,8 @@ execFileSync('apt-get', ['install', '-y', '-qq', '--no-install-recommends', 'tim
 await mkdir(values.directory, { recursive: true })
 const data = await makeData(values.directory, console.log)
 await using libvirtd = await privateLibvirtd('/run/umbra/bench')
-const place = { uri: libvirtd.uri, scratch: join(values.scratch, 'umbra-bench') }
+const installed = await installUmbra(values.directory)
+const place = { umbra: installed, uri: libvirtd.uri, scratch: join(values.scratch, 'umbra-bench') }
 const rows: Row[] = []
 for (let number = 0; number < Number(values.rounds); number++) {
   for (const peer of peers) rows.push(...(await round(peer, place, data)))

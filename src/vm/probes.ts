@@ -2,7 +2,6 @@
  * The probes of a boot check: what a guest that has come up must be able to do. Each is bounded in time and in what it
  * takes from the guest, which is a stranger like every other.
  */
-import { get } from 'node:http'
 import { connect } from 'node:net'
 import type { Clock } from '../base/clock.ts'
 import { describeError } from '../base/failure.ts'
@@ -104,7 +103,8 @@ function openTcp(host: string, { port }: NetworkProbe): Promise<string> {
 }
 
 /** The status is all that is read. */
-function askHttp(host: string, { port, path }: NetworkProbe & { readonly path?: string }): Promise<string> {
+async function askHttp(host: string, { port, path }: NetworkProbe & { readonly path?: string }): Promise<string> {
+  const { get } = await import('node:http') // loads a good deal, which every command would wait for
   return new Promise((resolve, reject) => {
     const request = get({ host, port, path: path ?? '/', agent: false, signal: AbortSignal.timeout(oneTryMs) })
     request.once('error', reject)
