@@ -17,7 +17,7 @@ import { extractTree } from './files/extract-tree.ts'
 import { FilesRestore } from './files/files-restore.ts'
 import { FilesWriter, filesWriterId } from './files/files-writer.ts'
 import type { HostDirectory } from './files/host-directory.ts'
-import { filesUndoHandlers } from './files/undo.ts'
+import { filesThawSteps, filesUndoHandlers } from './files/undo.ts'
 import { reflinkWay, subvolumeWay, volumeUndoHandlers } from './host-volumes/copy-ways.ts'
 import { hostFileSystems } from './host-volumes/host-file-systems.ts'
 import { HostVolumeProvider } from './host-volumes/host-volume-provider.ts'
@@ -51,7 +51,7 @@ import { type BackupPolicy, defaultPolicy } from './vm/method.ts'
 import { openAutoRecovery, type RecoveryTools } from './vm/recovery-ways.ts'
 import { VmRestore } from './vm/restore.ts'
 import { newMac, VmRestorePlanner } from './vm/restore-planner.ts'
-import { vmUndoHandlers } from './vm/undo.ts'
+import { vmThawSteps, vmUndoHandlers } from './vm/undo.ts'
 import { VmWriter } from './vm/vm-writer.ts'
 import { restoreFsid } from './volumes/btrfs-fsid.ts'
 import { revertByReading } from './volumes/revert-by-reading.ts'
@@ -88,7 +88,7 @@ export async function openHypervisor({ connect }: Pick<Settings, 'connect'>): Pr
 const cluster = pacemaker()
 
 /** The undo steps that can not wait for others, by name: something stands still until they are done. */
-export const thawSteps: readonly string[] = ['thaw-guest', 'thaw-files']
+export const thawSteps: readonly string[] = [...vmThawSteps, ...filesThawSteps]
 
 /** Undo steps of every layer, for one hypervisor. */
 export function undoHandlers(hypervisor: Hypervisor): UndoHandlers {

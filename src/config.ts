@@ -211,10 +211,11 @@ async function readFileContent(path: string, isNamed: boolean): Promise<FileCont
     if (missing && !isNamed) return undefined
     throw refuse(missing ? 'there is no such file' : (error as Error).message)
   }
-  const { parse } = await import('yaml') // takes longer to load than most commands need, and most hosts have no file
+  // Takes longer to load than most commands need, and most hosts have no file. Bundled it has a default export only.
+  const { default: yaml } = await import('yaml')
   let value: unknown
   try {
-    value = parse(text)
+    value = yaml.parse(text)
   } catch (error) {
     throw refuse(`it is not YAML: ${(error as Error).message.split('\n')[0]?.replace(/:$/, '')}`)
   }

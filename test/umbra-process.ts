@@ -7,7 +7,7 @@ import { join } from 'node:path'
 /** What scripts/test has built and installed; else the source, for a test by itself. */
 export const umbraProgram = process.env.UMBRA_TEST_PROGRAM ?? join(import.meta.dirname, '..', 'bin', 'umbra')
 /** Saves half of the time that a process needs to start. */
-const compiled = join(import.meta.dirname, '..', '.cache', 'compiled')
+const compiled = process.env.NODE_COMPILE_CACHE ?? join(import.meta.dirname, '..', '.cache', 'compiled')
 const limitMs = 120_000
 
 export interface UmbraEnd {

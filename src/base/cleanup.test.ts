@@ -4,7 +4,7 @@
 import assert from 'node:assert/strict'
 import { describe, test } from 'node:test'
 import { ManualClock } from '../../test/sim/manual-clock.ts'
-import { Cleanup, memoryUndoLog, runUndo, type UndoHandlers, type UndoLog, type UndoRecord } from './cleanup.ts'
+import { Cleanup, runUndo, type UndoHandlers, type UndoLog, type UndoRecord } from './cleanup.ts'
 import { cleanupErrors, primaryError } from './failure.ts'
 
 const never = new Promise<never>(() => undefined)
@@ -188,11 +188,5 @@ describe('an undo record', () => {
     await runUndo(record, handlers, new ManualClock(), 1000)
     await runUndo(record, handlers, new ManualClock(), 1000)
     assert.equal(frozen, false)
-  })
-
-  test('in memory gets numbers of its own', async () => {
-    const log = memoryUndoLog()
-    assert.deepEqual([await log.add({ undo: 'a' }), await log.add({ undo: 'a' })], [1, 2])
-    log.done(1)
   })
 })

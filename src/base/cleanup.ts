@@ -29,11 +29,6 @@ export interface UndoLog {
   done(id: number): void
 }
 
-export const memoryUndoLog = (): UndoLog => {
-  let last = 0
-  return { add: async () => ++last, done: () => undefined }
-}
-
 /** A registered step; give it back to `run` or `forget`. */
 export interface UndoStep {
   readonly id: number

@@ -4,14 +4,15 @@
 import { access, constants, readdir, readFile, stat, statfs } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
 import { describeError, Failure } from '../base/failure.ts'
+import { isAtWork } from '../base/process-mark.ts'
+import { runCommand } from '../base/run-command.ts'
 import { openHypervisor } from '../compose.ts'
 import type { Configuration } from '../config.ts'
 import { hardwareVirtualisation } from '../libvirt/hardware-virtualisation.ts'
 import { helperVmIsBuilt } from '../libvirt/helper-vm-images.ts'
-import { runCommand } from '../libvirt/run-command.ts'
 import { openRepository } from '../repository/repository.ts'
 import { isS3Location } from '../repository/s3-address.ts'
-import { processMark, readJournal } from '../requester/journal.ts'
+import { readJournal } from '../requester/journal.ts'
 import { journalDirectory } from '../requester/session.ts'
 import { bytesText, countText, oneLine, timeText } from './output.ts'
 import { namedUnlock } from './passphrase.ts'
@@ -189,7 +190,7 @@ async function checkJournal(path: string): Promise<Finding | undefined> {
   try {
     const { header, left } = readJournal(await readFile(path, 'utf8'))
     const begun = `a ${header.what} begun ${header.startedAt}`
-    if (processMark(Number.parseInt(header.process, 10)) === header.process) return ok(check, `${begun} is under way`)
+    if (await isAtWork(header.process)) return ok(check, `${begun} is under way`)
     const steps = countText(left.length, 'step')
     return { ...attention(check, `${begun} was interrupted, ${steps} to undo`), hint: 'Run umbra recover.' }
   } catch (error) {

@@ -8,7 +8,7 @@ import { recover } from '../compose.ts'
 import type { Configuration } from '../config.ts'
 import { failure } from '../errors.ts'
 import type { BackendLimits } from '../repository/limited-backend.ts'
-import { openRepository, type Repository } from '../repository/repository.ts'
+import { openRepository, type Repository, type Unlock } from '../repository/repository.ts'
 import type { Recovered } from '../requester/journal.ts'
 import { countText } from './output.ts'
 import { unlockOf } from './passphrase.ts'
@@ -76,7 +76,11 @@ export function repositoryDirectory({ repository }: Configuration): string {
   })
 }
 
-/** With the key that was named, else one that a terminal is asked for. */
-export async function openSettledRepository(settings: Configuration, limits: BackendLimits = {}): Promise<Repository> {
-  return openRepository(repositoryDirectory(settings), { ...limits, unlock: unlockOf(settings) })
+/** With the key that was named, else one that a terminal is asked for; with `unlock` it is asked for once. */
+export async function openSettledRepository(
+  settings: Configuration,
+  limits: BackendLimits = {},
+  unlock: Unlock = unlockOf(settings),
+): Promise<Repository> {
+  return openRepository(repositoryDirectory(settings), { ...limits, unlock })
 }

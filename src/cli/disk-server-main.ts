@@ -5,13 +5,12 @@
  */
 import { open, rm } from 'node:fs/promises'
 import { describeError } from '../base/failure.ts'
-import type { BlockSource } from '../disk/block-device.ts'
 import { serveDisks } from '../disk/nbd-server.ts'
 import { openRepository, type Unlock } from '../repository/repository.ts'
 import { noteFailure } from '../requester/instant-failures.ts'
 import { findRecord, type InstantRecord, placesOf, readRecord } from '../requester/instant-record.ts'
 import { serverOrder } from '../requester/instant-server.ts'
-import { type OpenDisks, PatientDisks } from '../requester/instant-source.ts'
+import { type OpenDisks, openDisksIn, PatientDisks } from '../requester/patient-disks.ts'
 
 const longestOrder = 64 * 1024
 
@@ -65,21 +64,11 @@ function unlockBy({ keyFile, passphrase }: ReturnType<typeof serverOrder.parse>[
   return passphrase === undefined ? {} : { passphrase: async () => passphrase }
 }
 
-async function openDisks(
-  { repository, point: id, component, disks }: InstantRecord,
-  unlock: Unlock,
-): Promise<OpenDisks> {
-  await using stack = new AsyncDisposableStack()
-  const opened = stack.use(await openRepository(repository, { unlock }))
-  const point = await opened.point(id)
-  const sources = new Map<string, BlockSource>()
-  for (const { target, stream, sizeBytes } of disks) {
-    const source = stack.use(await point.openStream(`${component}/${stream}`))
-    if (source.sizeBytes !== sizeBytes) throw new Error(`${target} has ${source.sizeBytes} bytes, not ${sizeBytes}`)
-    sources.set(target, source)
-  }
-  const all = stack.move()
-  return { sources, [Symbol.asyncDispose]: () => all.disposeAsync() }
+function openDisks({ repository, point, component, disks }: InstantRecord, unlock: Unlock): Promise<OpenDisks> {
+  const wanted = disks.map(({ target, stream, sizeBytes }) => {
+    return { name: target, stream: `${component}/${stream}`, sizeBytes }
+  })
+  return openDisksIn(openRepository(repository, { unlock }), point, wanted)
 }
 
 async function writeOwnNumber(): Promise<void> {

@@ -65,20 +65,15 @@ export async function openForInstant(
   location: string,
 ): Promise<OpenedRepository & AsyncDisposable> {
   const unlock = unlockOf(settings)
-  let told: string | undefined
-  const { passphrase } = unlock
-  const remembered: Unlock = {
-    ...unlock,
-    ...(passphrase === undefined ? {} : { passphrase: async () => (told = await passphrase()) }),
-  }
-  const repository = await openRepository(location, { unlock: remembered })
-  const key: ServerKey =
-    unlock.keyFile !== undefined && repository.keys !== undefined
-      ? { keyFile: unlock.keyFile }
-      : told === undefined
-        ? {}
-        : { passphrase: told }
+  const repository = await openRepository(location, { unlock })
+  const key = repository.keys === undefined ? {} : await keyOf(unlock)
   return { repository, key, [Symbol.asyncDispose]: () => repository[Symbol.asyncDispose]() }
+}
+
+/** Of a repository that it has opened. */
+async function keyOf({ keyFile, passphrase }: Unlock): Promise<ServerKey> {
+  if (keyFile !== undefined) return { keyFile }
+  return passphrase === undefined ? {} : { passphrase: await passphrase() }
 }
 
 /** The hypervisor that the settings name. Disposal disconnects. */

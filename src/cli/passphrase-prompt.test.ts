@@ -4,6 +4,8 @@
 import assert from 'node:assert/strict'
 import { PassThrough } from 'node:stream'
 import { test } from 'node:test'
+import type { Configuration } from '../config.ts'
+import { unlockOf } from './passphrase.ts'
 import { askNewPassphrase, askPassphrase, canAsk } from './passphrase-prompt.ts'
 
 /** A terminal whose user types `lines`, one for each question. */
@@ -54,6 +56,13 @@ test('a new passphrase is typed twice', async () => {
     assert.ok(!String(error).includes('open'))
     return (error as { code?: string }).code === 'KEY_INVALID'
   })
+})
+
+test('whoever opens a repository again is not asked again', async () => {
+  const one = terminal('open\r', 'opem\r')
+  const { passphrase } = unlockOf({ stateDirectory: '/', limits: {} } as Configuration, { terminal: one })
+  assert.deepEqual([await passphrase?.(), await passphrase?.()], ['open', 'open'])
+  assert.equal(one.shown(), 'passphrase of the repository: \n')
 })
 
 test('nobody is asked where nobody is', () => {

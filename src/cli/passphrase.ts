@@ -14,17 +14,28 @@ export interface UnlockOptions {
   readonly terminal?: Terminal
 }
 
-/** What opens the repository: the named key, else whoever sits at the terminal, else nothing. */
+/**
+ * What opens the repository: the named key, else whoever sits at the terminal, else nothing. It remembers the passphrase, and
+ * opens the repository again, or hands it on, without asking once more.
+ */
 export function unlockOf(
   { key }: Configuration,
   { onlyIfNeeded = false, terminal = processTerminal }: UnlockOptions = {},
 ): Unlock {
   if (key === undefined) {
     if (!canAsk(terminal)) return {}
-    return { passphrase: () => askPassphrase('passphrase of the repository', terminal), onlyIfNeeded: true }
+    return { passphrase: once(() => askPassphrase('passphrase of the repository', terminal)), onlyIfNeeded: true }
   }
   if ('keyFile' in key) return { keyFile: key.keyFile, onlyIfNeeded }
-  return { passphrase: () => passphraseOf(key), onlyIfNeeded }
+  return { passphrase: once(() => passphraseOf(key)), onlyIfNeeded }
+}
+
+function once(ask: () => Promise<string>): () => Promise<string> {
+  let told: Promise<string> | undefined
+  return () => {
+    told ??= ask()
+    return told
+  }
 }
 
 /** The same for checks that must not wait for anybody. */

@@ -7,8 +7,8 @@ import { readFile, stat } from 'node:fs/promises'
 import { basename, join } from 'node:path'
 import { type Clock, systemClock } from '../base/clock.ts'
 import { describeError, Failure } from '../base/failure.ts'
+import { runCommand } from '../base/run-command.ts'
 import { failure } from '../errors.ts'
-import { runCommand } from '../libvirt/run-command.ts'
 import type { Cluster, ClusteredVm, HeldAttribute } from '../vm/cluster.ts'
 import {
   type ResourceDefinition,

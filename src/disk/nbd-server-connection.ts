@@ -18,7 +18,7 @@ import {
   simpleReply,
   statusChunk,
 } from './nbd-server-replies.ts'
-import type { PatientSource } from './nbd-server-source.ts'
+import type { ServedSource } from './nbd-server-source.ts'
 import {
   commandFlag,
   commandType,
@@ -30,7 +30,7 @@ import {
 } from './nbd-wire.ts'
 
 export interface ConnectionContext {
-  readonly disks: ReadonlyMap<string, PatientSource>
+  readonly disks: ReadonlyMap<string, ServedSource>
   readonly memory: MemoryBudget
 }
 
@@ -43,7 +43,6 @@ const statusExtentsMost = 4096
 const readExtentsMost = defaultMaximumBlockBytes / 4096
 const handshakeMs = 30_000
 const unreadMs = 60_000
-const trimCommand = 4
 const knownFlags = commandFlag.dontFragment | commandFlag.requireOne
 
 /** Serves the client until it leaves, breaks the protocol, or `signal` aborts; the socket is closed then. */
@@ -118,7 +117,7 @@ class NbdServerConnection {
   }
 
   /** Takes requests until the client says goodbye or something that is none. */
-  async #transmit(agreement: Agreement, disk: PatientSource): Promise<void> {
+  async #transmit(agreement: Agreement, disk: ServedSource): Promise<void> {
     for (;;) {
       await this.#slots.take()
       const header = await this.#receive(requestBytes)
@@ -148,7 +147,7 @@ class NbdServerConnection {
     return true
   }
 
-  async #answer(request: ClientRequest, agreement: Agreement, disk: PatientSource): Promise<void> {
+  async #answer(request: ClientRequest, agreement: Agreement, disk: ServedSource): Promise<void> {
     const { command, cookie, flags, offset, length } = request
     const refuse = (error: number) =>
       this.#send(agreement.structuredReplies ? errorChunk(cookie, error) : simpleReply(cookie, error))
@@ -168,7 +167,7 @@ class NbdServerConnection {
         return this.#succeed(request, agreement)
       case commandType.write:
       case commandType.writeZeroes:
-      case trimCommand:
+      case commandType.trim:
         return refuse(errorNumber.notPermitted)
       default:
         return refuse(errorNumber.invalid)
@@ -183,7 +182,7 @@ class NbdServerConnection {
   async #readWhole(
     { cookie, offset, length }: ClientRequest,
     { structuredReplies }: Agreement,
-    disk: PatientSource,
+    disk: ServedSource,
     refuse: (error: number) => Promise<void>,
   ): Promise<void> {
     await this.#context.memory.hold(length, async () => {
@@ -198,7 +197,7 @@ class NbdServerConnection {
   /** Holes as what they are, data piece by piece. An error chunk after some of it says that the whole has failed. */
   async #readInPieces(
     { cookie, offset, length }: ClientRequest,
-    disk: PatientSource,
+    disk: ServedSource,
     refuse: (error: number) => Promise<void>,
   ): Promise<void> {
     const end = offset + length
@@ -229,7 +228,7 @@ class NbdServerConnection {
 
   async #tellStatus(
     { cookie, flags, offset, length }: ClientRequest,
-    disk: PatientSource,
+    disk: ServedSource,
     refuse: (error: number) => Promise<void>,
   ): Promise<void> {
     const most = (flags & commandFlag.requireOne) === 0 ? statusExtentsMost : 1

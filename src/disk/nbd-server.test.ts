@@ -130,49 +130,7 @@ describe('an NBD server', () => {
     assert.deepEqual(bytes, content.subarray(3 * mebibyte))
   })
 
-  it('waits for a repository that is gone, and no longer than it may', async () => {
-    const content = randomBytes(mebibyte)
-    let isGone = true
-    const source = MemoryDisk.of(content).open()
-    const read = source.read.bind(source)
-    source.read = async (offset, target) => {
-      if (isGone) throw failure('REPOSITORY_IO', { path: 'it', reason: 'gone' })
-      await read(offset, target)
-    }
-    const failures: ServedFailure[] = []
-    const waits: ServedFailure[] = []
-    const options = { onFailure: (one: ServedFailure) => void failures.push(one) }
-    const bytes = Buffer.alloc(mebibyte)
-    {
-      const onWaiting = (one: ServedFailure) => {
-        waits.push(one)
-        isGone = false
-      }
-      await using server = await serve({ disk: source }, { ...options, patienceMs: 60_000, onWaiting })
-      await using device = await connect(server)
-      await device.read(0, bytes)
-    }
-    assert.deepEqual(bytes, content)
-    assert.deepEqual([failures.length, waits.length], [0, 1])
-    isGone = true
-    await using server = await serve({ disk: source }, { ...options, patienceMs: 1 })
-    await using device = await connect(server)
-    await assert.rejects(device.read(0, bytes), { code: 'DISK_READ_FAILED' })
-    assert.equal(failures.length, 1)
-  })
-
-  it('does not wait where trying again can not help', async () => {
-    const failures: ServedFailure[] = []
-    const disk = MemoryDisk.of(randomBytes(mebibyte))
-    disk.faults.push({ operation: 'read', offset: 0 })
-    const options = { patienceMs: 600_000, onFailure: (one: ServedFailure) => void failures.push(one) }
-    await using server = await serve({ disk: disk.open() }, options)
-    await using device = await connect(server)
-    await assert.rejects(device.read(0, Buffer.alloc(512)), { code: 'DISK_READ_FAILED' })
-    assert.deepEqual([failures.length, disk.calls.read], [1, 1])
-  })
-
-  it('ends its clients when it is disposed, with reads under way and with reads that wait', async () => {
+  it('ends its clients when it is disposed, with reads under way and with one that only its source can end', async () => {
     const source = MemoryDisk.of(randomBytes(8 * mebibyte)).open()
     const server = await serve({ disk: source })
     const devices = await Promise.all(Array.from({ length: 4 }, () => connect(server)))
@@ -185,21 +143,29 @@ describe('an NBD server', () => {
     assert.ok((await settled).some(({ status }) => status === 'rejected'))
     for (const device of devices) await device[Symbol.asyncDispose]()
 
-    const waiting = Promise.withResolvers<void>()
-    const gone: BlockSource = {
+    const [waiting, end] = [Promise.withResolvers<void>(), Promise.withResolvers<void>()]
+    const patient: BlockSource = {
       sizeBytes: 512,
-      read: async () => Promise.reject(failure('REPOSITORY_IO', { path: 'it', reason: 'gone' })),
+      read: async () => {
+        waiting.resolve()
+        await end.promise
+        throw failure('REPOSITORY_IO', { path: 'it', reason: 'gone' })
+      },
       async *extents(offset, length) {
         yield { offset, length, data: true }
       },
       [Symbol.asyncDispose]: async () => undefined,
     }
-    const patient = await serve({ disk: gone }, { patienceMs: 3_600_000, onWaiting: () => waiting.resolve() })
-    await using device = await connect(patient)
+    const failures: ServedFailure[] = []
+    const other = await serve({ disk: patient }, { onFailure: (one) => void failures.push(one) })
+    await using device = await connect(other)
     const read = assert.rejects(device.read(0, Buffer.alloc(512)), { code: 'DISK_READ_FAILED' })
     await waiting.promise
-    await patient[Symbol.asyncDispose]()
+    const disposed = other[Symbol.asyncDispose]()
     await read
+    end.resolve()
+    await disposed
+    assert.deepEqual(failures, [], 'nobody asked any more')
   })
 
   it('answers several clients at once, each with its own bytes', async () => {

@@ -8,21 +8,21 @@
  * connections. There is neither TLS nor authentication: whoever may connect to the socket may read, so the socket is
  * private to its owner.
  *
- * A read that fails (a damaged chunk, the repository gone for longer than `patienceMs`) is answered EIO and told by
- * `onFailure`; the connection lives on.
+ * A read that fails (a damaged chunk, a repository that is gone) is answered EIO and told by `onFailure`; the connection
+ * lives on. Patience with a repository that is away is the source's: src/requester/patient-disks.ts.
  */
 import { chmod, lstat, mkdtemp, rename, rm } from 'node:fs/promises'
 import net from 'node:net'
 import { dirname, join } from 'node:path'
 import { withDeadline } from '../base/async.ts'
-import { type Clock, systemClock } from '../base/clock.ts'
+import { systemClock } from '../base/clock.ts'
 import { invariant } from '../base/failure.ts'
 import { makeDirectory } from '../base/make-directory.ts'
 import { failure } from '../errors.ts'
 import type { BlockSource } from './block-device.ts'
 import { serveClient } from './nbd-server-connection.ts'
 import { openMemoryBudget } from './nbd-server-memory.ts'
-import { isRepositoryGone, PatientSource, type ServedFailure } from './nbd-server-source.ts'
+import { type ServedFailure, ServedSource } from './nbd-server-source.ts'
 import { maximumStringBytes } from './nbd-wire.ts'
 
 export type { ServedFailure } from './nbd-server-source.ts'
@@ -39,15 +39,8 @@ export interface DiskServerOptions {
   readonly socketPath: string
   /** Of the socket; 0600 unless told. */
   readonly mode?: number
-  /** How long a read is tried again while the repository can not be reached, before it fails; 0 unless told. */
-  readonly patienceMs?: number
-  /** Whether trying again may help; unless told, when the repository can not be reached. */
-  readonly isPassing?: (error: unknown) => boolean
-  /** A read waits for the repository to come back. */
-  readonly onWaiting?: (failure: ServedFailure) => void
   /** A read failed, and its client was told EIO. */
   readonly onFailure?: (failure: ServedFailure) => void
-  readonly clock?: Clock
 }
 
 /** Disposal stops listening, ends the connections, waits (10 s at most) until no source is being read, and removes the socket. */
@@ -67,21 +60,14 @@ const stopPatienceMs = 10_000
 
 /** Listens when it resolves. NBD_LISTEN_FAILED. */
 export async function serveDisks(disks: readonly ServedDisk[], options: DiskServerOptions): Promise<DiskServer> {
-  const { socketPath, mode = 0o600 } = options
+  const { socketPath, mode = 0o600, onFailure = () => undefined } = options
   const names = disks.map(({ name }) => name)
   invariant(new Set(names).size === names.length, 'every disk is served under a name of its own')
   invariant(
     names.every((name) => Buffer.byteLength(name) <= maximumStringBytes),
     'an NBD name is at most 4096 bytes long',
   )
-  const patience = {
-    clock: options.clock ?? systemClock,
-    patienceMs: options.patienceMs ?? 0,
-    isPassing: options.isPassing ?? isRepositoryGone,
-    onWaiting: options.onWaiting ?? (() => undefined),
-    onFailure: options.onFailure ?? (() => undefined),
-  }
-  const sources = new Map(disks.map(({ name, source }) => [name, new PatientSource(name, source, patience)]))
+  const sources = new Map(disks.map(({ name, source }) => [name, new ServedSource(name, source, onFailure)]))
   const context = { disks: sources, memory: openMemoryBudget(memoryBytes) }
   const end = new AbortController()
   const clients = new Set<Promise<void>>()

@@ -5,7 +5,15 @@
  */
 import { failure } from '../errors.ts'
 
-export const commandType = { read: 0, write: 1, disconnect: 2, flush: 3, writeZeroes: 6, blockStatus: 7 } as const
+export const commandType = {
+  read: 0,
+  write: 1,
+  disconnect: 2,
+  flush: 3,
+  trim: 4,
+  writeZeroes: 6,
+  blockStatus: 7,
+} as const
 export type CommandType = (typeof commandType)[keyof typeof commandType]
 
 export const exportFlag = {

@@ -5,9 +5,9 @@
  */
 import { constants } from 'node:fs'
 import { type FileHandle, lchown, link, lstat, lutimes, mkdir, open, rename, symlink } from 'node:fs/promises'
+import { runCommand } from '../base/run-command.ts'
 import type { BlockSource } from '../disk/block-device.ts'
 import { failure } from '../errors.ts'
-import { runBounded } from './run-bounded.ts'
 import { type ArchivedEntry, readArchive } from './tar-reader.ts'
 import { type TreeEntry, within } from './tree-listing.ts'
 
@@ -51,7 +51,11 @@ export async function extractEntries(
     await extraction.take(archived)
   }
   await extraction.finish()
-  await runBounded('sync', ['--file-system', path], { limitMs: syncLimitMs, signal: options.signal })
+  await runCommand('sync', ['--file-system', path], {
+    deadlineMs: syncLimitMs,
+    signal: options.signal,
+    diesWithUs: true,
+  })
 }
 
 class Extraction {
@@ -124,10 +128,11 @@ class Extraction {
     const type = { fifo: 'p', 'character-device': 'c', 'block-device': 'b' }[kind as 'fifo']
     const numbers = device === undefined ? [] : [String(device.major), String(device.minor)]
     const path = `/proc/self/fd/3/${name}`
-    await runBounded('mknod', ['--mode=600', path, type, ...numbers], { limitMs: nodeLimitMs, fd: this.#root.fd })
+    const run = { deadlineMs: nodeLimitMs, fd: this.#root.fd, diesWithUs: true }
+    await runCommand('mknod', ['--mode=600', path, type, ...numbers], run)
     const made = within(this.#root, Buffer.from(name))
     if (isRoot()) await lchown(made, entry.uid, entry.gid)
-    await runBounded('chmod', [entry.mode.toString(8), path], { limitMs: nodeLimitMs, fd: this.#root.fd })
+    await runCommand('chmod', [entry.mode.toString(8), path], run)
     await lutimes(made, seconds(entry), seconds(entry))
     await rename(made, place)
   }

@@ -9,7 +9,8 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { providerContract } from '../../test/contract/provider.contract.ts'
 import { writerContract } from '../../test/contract/writer.contract.ts'
 import { HostApplication } from '../../test/sim/host-application.ts'
-import { Cleanup, memoryUndoLog } from '../base/cleanup.ts'
+import { undoLog } from '../../test/sim/undo-log.ts'
+import { Cleanup } from '../base/cleanup.ts'
 import type { ProviderSession } from '../vss/provider.ts'
 import type { WriterSession } from '../vss/writer.ts'
 import { CopyingProvider } from './copying-provider.ts'
@@ -61,7 +62,7 @@ async function isAlive(pid: number): Promise<boolean> {
 async function sessionOf(writer: FilesWriter): Promise<WriterSession & { controller: AbortController }> {
   const { components } = await writer.onIdentify()
   const controller = new AbortController()
-  const undo = new Cleanup(memoryUndoLog(), filesUndoHandlers)
+  const undo = new Cleanup(undoLog().log, filesUndoHandlers)
   const emit = () => undefined
   return { snapshotSetId: crypto.randomUUID(), components, undo, emit, signal: controller.signal, controller }
 }
@@ -168,7 +169,7 @@ describe('the hook of a directory', () => {
 describe('the copying provider', () => {
   const providerSession = (): ProviderSession => ({
     snapshotSetId: 's',
-    undo: new Cleanup(memoryUndoLog(), filesUndoHandlers),
+    undo: new Cleanup(undoLog().log, filesUndoHandlers),
     emit: () => undefined,
     signal: new AbortController().signal,
     abandon: () => undefined,

@@ -4,9 +4,9 @@
  */
 import { access, constants, stat } from 'node:fs/promises'
 import { describeError } from '../base/failure.ts'
+import { runCommand } from '../base/run-command.ts'
 import { failure } from '../errors.ts'
 import type { HostDirectory } from './host-directory.ts'
-import { runBounded } from './run-bounded.ts'
 
 const defaultFreezeMs = 10_000
 /** A thaw is given more time than any freeze: an application that stays frozen is the worst end. */
@@ -20,9 +20,9 @@ type Hooked = Pick<HostDirectory, 'name' | 'directory' | 'hook' | 'freezeMs'>
 export async function runHook(verb: HookVerb, hooked: Hooked, signal?: AbortSignal): Promise<void> {
   const { name, directory, hook, freezeMs = defaultFreezeMs } = hooked
   const environment = { UMBRA_NAME: name, UMBRA_DIRECTORY: directory }
-  const limitMs = verb === 'freeze' ? freezeMs : thawMs
+  const deadlineMs = verb === 'freeze' ? freezeMs : thawMs
   try {
-    await runBounded(hook, [verb], { limitMs, environment, ...(signal === undefined ? {} : { signal }) })
+    await runCommand(hook, [verb], { deadlineMs, environment, signal, diesWithUs: true, hasOwnGroup: true })
   } catch (error) {
     if (signal?.aborted === true || (error as { code?: string }).code !== 'COMMAND_FAILED') throw error
     throw failure('FILES_HOOK_FAILED', { name, verb, reason: describeError(error) }, error)

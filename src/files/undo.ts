@@ -5,8 +5,8 @@
 import { lstat, rename, rm } from 'node:fs/promises'
 import { z } from 'zod'
 import type { UndoHandlers } from '../base/cleanup.ts'
+import { runCommand } from '../base/run-command.ts'
 import { runHook } from './hook.ts'
-import { runBounded } from './run-bounded.ts'
 
 const path = z.string().startsWith('/')
 const ofOurs = path.regex(/\.umbra-(new|old)-[0-9a-f]{8}$/)
@@ -21,6 +21,9 @@ const records = {
   removeTrees: z.object({ paths: z.array(ofOurs) }),
   removeCopy: z.object({ path: path.endsWith(copySuffix) }),
 }
+
+/** Those that can not wait for others: an application stands still until they are done. */
+export const filesThawSteps: readonly string[] = ['thaw-files']
 
 export const filesUndoHandlers: UndoHandlers = {
   'thaw-files': (record) => runHook('thaw', records.thaw.parse(record)),
@@ -39,7 +42,7 @@ export const filesUndoHandlers: UndoHandlers = {
 /** rm(1) goes by open handles, so that nobody who may write in the tree can lead it elsewhere; mounts are left alone. */
 async function removeTree(tree: string): Promise<void> {
   if ((await inodeOf(tree)) === undefined) return
-  await runBounded('rm', ['-rf', '--one-file-system', '--', tree], { limitMs: removeLimitMs })
+  await runCommand('rm', ['-rf', '--one-file-system', '--', tree], { deadlineMs: removeLimitMs, diesWithUs: true })
 }
 
 async function inodeOf(place: string): Promise<string | undefined> {

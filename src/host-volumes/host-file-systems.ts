@@ -6,8 +6,8 @@
 import { constants, type Stats } from 'node:fs'
 import { chmod, copyFile, lstat, open, opendir, readdir, realpath, statfs } from 'node:fs/promises'
 import { basename, dirname, join } from 'node:path'
+import { runCommand } from '../base/run-command.ts'
 import { failure } from '../errors.ts'
-import { runCommand } from '../libvirt/run-command.ts'
 
 /** The port to the host's file systems; tests put another in its place. */
 export interface HostFileSystems {

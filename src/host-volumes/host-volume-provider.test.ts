@@ -11,7 +11,8 @@ import { basename, dirname, join } from 'node:path'
 import { describe, test } from 'node:test'
 import { providerContract } from '../../test/contract/provider.contract.ts'
 import { ManualClock } from '../../test/sim/manual-clock.ts'
-import { Cleanup, type JsonObject, memoryUndoLog } from '../base/cleanup.ts'
+import { undoLog } from '../../test/sim/undo-log.ts'
+import { Cleanup, type JsonObject } from '../base/cleanup.ts'
 import { openHostFile } from '../disk/host-file.ts'
 import type { PowerState } from '../vm/hypervisor.ts'
 import { chooseProvider, type Provider, type ProviderSession, type Volume } from '../vss/provider.ts'
@@ -77,7 +78,7 @@ async function sandbox(way: WayName, options: Partial<HostVolumeOptions> = {}) {
   const undoHandlers = volumeUndoHandlers(fileSystems)
   const session: ProviderSession = {
     snapshotSetId: crypto.randomUUID(),
-    undo: new Cleanup(memoryUndoLog(), undoHandlers),
+    undo: new Cleanup(undoLog().log, undoHandlers),
     emit: () => undefined,
     signal: new AbortController().signal,
     abandon: () => assert.fail('nothing is to be abandoned'),

@@ -5,9 +5,9 @@
 import { stat } from 'node:fs/promises'
 import { isAbsolute } from 'node:path'
 import { z } from 'zod'
+import { runCommand } from '../base/run-command.ts'
 import type { ImageMark } from '../vm/backup-job.ts'
 import type { DomainDisk } from './domain-disks.ts'
-import { runCommand } from './run-command.ts'
 
 export interface ImageContents {
   /** Number of internal snapshots. */

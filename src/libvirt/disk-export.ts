@@ -13,12 +13,12 @@ import { randomBytes } from 'node:crypto'
 import { rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { Failure } from '../base/failure.ts'
+import { dyingWithParent } from '../base/run-command.ts'
 import { connectNbd, type NbdClientOptions, type NbdDevice } from '../disk/nbd-client.ts'
 import { failure } from '../errors.ts'
 import type { DiskImage } from '../vm/hypervisor.ts'
 import { type BlockNode, formatNode, keyObjects } from './block-node.ts'
 import { backingChain } from './disk-image.ts'
-import { dyingWithParent } from './run-command.ts'
 import { readyArguments, StorageDaemon } from './storage-daemon.ts'
 
 export interface ExportedDisk {

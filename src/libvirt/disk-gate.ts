@@ -6,8 +6,8 @@
  */
 import { chmod, chown, rm } from 'node:fs/promises'
 import { endProcess, livingProcess } from '../base/pid-file.ts'
+import { runCommand } from '../base/run-command.ts'
 import { reconnectDelaySeconds } from './repository-overlay.ts'
-import { runCommand } from './run-command.ts'
 
 export interface Gate {
   /** Where the VM connects. */

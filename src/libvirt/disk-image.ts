@@ -6,8 +6,8 @@
 import { isAbsolute } from 'node:path'
 import { z } from 'zod'
 import { invariant } from '../base/failure.ts'
+import { runCommand } from '../base/run-command.ts'
 import { failure } from '../errors.ts'
-import { runCommand } from './run-command.ts'
 
 export type ImageFormat = 'raw' | 'qcow2' | 'vpc' | 'vhdx' | 'qed' | 'vmdk' | 'vdi'
 

@@ -5,8 +5,8 @@
  */
 import { constants } from 'node:fs'
 import { access, lstat, open, rm } from 'node:fs/promises'
+import { runCommand } from '../base/run-command.ts'
 import { failure } from '../errors.ts'
-import { runCommand } from './run-command.ts'
 import { readyArguments, StorageDaemon } from './storage-daemon.ts'
 
 export interface MountedDisk {

@@ -5,8 +5,8 @@ import { existsSync } from 'node:fs'
 import { readdir } from 'node:fs/promises'
 import { join } from 'node:path'
 import { describeError } from '../base/failure.ts'
+import { runCommand } from '../base/run-command.ts'
 import { failure } from '../errors.ts'
-import { runCommand } from './run-command.ts'
 
 export interface HelperVmImages {
   readonly kernel: string

@@ -8,12 +8,12 @@ import type { Duplex } from 'node:stream'
 import { untilAborted, withDeadline } from '../base/async.ts'
 import { systemClock } from '../base/clock.ts'
 import { invariant } from '../base/failure.ts'
+import { commandEnvironment, dyingWithParent, OutputTail } from '../base/run-command.ts'
 import { failure } from '../errors.ts'
 import { hardwareVirtualisation } from './hardware-virtualisation.ts'
 import type { HelperVmImages } from './helper-vm-images.ts'
 import { HelperVmMonitor } from './helper-vm-monitor.ts'
 import { BoundedLines, forPeople } from './helper-vm-replies.ts'
-import { commandEnvironment, dyingWithParent, OutputTail } from './run-command.ts'
 
 export interface HelperVmStart {
   readonly images: HelperVmImages

@@ -3,8 +3,8 @@
  * `check` and `compare`.
  */
 import { describeError, Failure } from '../base/failure.ts'
+import { runCommand } from '../base/run-command.ts'
 import { failure } from '../errors.ts'
-import { runCommand } from './run-command.ts'
 
 /** The formats of ours whose structure qemu-img can check; raw has none, and of VHD it knows none. */
 const checkable: readonly string[] = ['qcow2', 'vhdx', 'qed', 'vmdk', 'vdi']

@@ -5,12 +5,14 @@
  */
 import type { Element } from '@xmldom/xmldom'
 import type { ConfigurationIsolation } from '../vm/hypervisor.ts'
+import { type CheckEnd, eachOutwardDevice, isHostInput } from './outward-devices.ts'
 import {
   attribute,
   child,
   children,
   createElement,
   descend,
+  elements,
   ensureChild,
   parseXml,
   remove,
@@ -18,53 +20,23 @@ import {
   text,
 } from './xml-dom.ts'
 
-/** Devices that are the host's, another VM's, or a way out of this one. */
-const devicesOfOthers = [
-  'hostdev',
-  'filesystem',
-  'redirdev',
-  'redirfilter',
-  'smartcard',
-  'shmem',
-  'lease',
-  'vsock',
-  'audio',
-  'sound',
-  'pstore',
-  'crypto',
-]
 /** Of an interface: what is the guest's own, and says nothing about where it is plugged in. */
 const partsOfNic = ['mac', 'model', 'address', 'boot', 'mtu', 'alias', 'rom', 'acpi']
-const characterDevices = ['serial', 'parallel', 'console', 'channel']
 
 /** No device is left that reaches out; every interface is on the network. Pure. */
 export function isolateDomain(xml: string, { network, keptDisks, memoryKiB }: ConfigurationIsolation): string {
   const parsed = parseXml(xml, 'domain')
   const { root } = parsed
   // Arguments for QEMU itself can be anything, a network among them; they stand in a namespace of their own.
-  for (const node of [...root.childNodes].filter(({ nodeType }) => nodeType === 1) as Element[]) {
+  for (const node of elements(root)) {
     if (node.namespaceURI !== root.namespaceURI) root.removeChild(node)
   }
   remove(child(root, 'metadata'))
   const generation = child(root, 'genid')
   if (generation !== undefined) generation.textContent = '' // libvirt makes a new one: it is a copy, and may know
-  const devices = child(root, 'devices')
-  const isKept = (disk: Element) => keptDisks.includes(attribute(child(disk, 'target'), 'dev') ?? '')
-  remove(...children(devices, 'disk').filter((disk) => !isKept(disk)))
-  remove(...children(devices, 'memory').filter((memory) => child(memory, 'source') !== undefined))
-  remove(
-    ...children(devices, 'input').filter((input) => ['passthrough', 'evdev'].includes(attribute(input, 'type') ?? '')),
+  eachOutwardDevice(elements(child(root, 'devices')), (device, { check }) =>
+    ends[check](device, { network, keptDisks }),
   )
-  for (const name of devicesOfOthers) remove(...children(devices, name))
-  for (const nic of children(devices, 'interface')) plugInto(nic, network)
-  for (const name of characterDevices) for (const device of children(devices, name)) leadNowhere(device)
-  for (const tpm of children(devices, 'tpm')) if (attribute(child(tpm, 'backend'), 'type') !== 'emulator') remove(tpm)
-  for (const rng of children(devices, 'rng')) if (attribute(child(rng, 'backend'), 'model') === 'egd') remove(rng)
-  for (const graphics of children(devices, 'graphics')) hideGraphics(graphics)
-  for (const video of children(devices, 'video')) remove(child(child(video, 'model'), 'acceleration'))
-  for (const watchdog of children(devices, 'watchdog')) {
-    if (attribute(watchdog, 'action') === 'dump') watchdog.setAttribute('action', 'reset')
-  }
   for (const event of ['on_poweroff', 'on_crash']) {
     const action = child(root, event)
     if (action !== undefined) action.textContent = 'destroy'
@@ -73,11 +45,29 @@ export function isolateDomain(xml: string, { network, keptDisks, memoryKiB }: Co
   return serializeXml(parsed)
 }
 
+type Isolation = Pick<ConfigurationIsolation, 'network' | 'keptDisks'>
+
+/** What each end of the table means here. */
+const ends: Readonly<Record<CheckEnd, (device: Element, isolation: Isolation) => void>> = {
+  gone: (device) => remove(device),
+  'only the kept': (disk, { keptDisks }) =>
+    keptDisks.includes(attribute(child(disk, 'target'), 'dev') ?? '') || remove(disk),
+  'onto the one network': (nic, { network }) => plugInto(nic, network),
+  nowhere: leadNowhere,
+  unreachable: hideGraphics,
+  'gone unless emulated': (tpm) => attribute(child(tpm, 'backend'), 'type') === 'emulator' || remove(tpm),
+  'gone if from a daemon': (rng) => attribute(child(rng, 'backend'), 'model') === 'egd' && remove(rng),
+  'gone if on a source': (memory) => child(memory, 'source') && remove(memory),
+  'gone if of the host': (input) => isHostInput(input) && remove(input),
+  'without acceleration': (video) => remove(child(child(video, 'model'), 'acceleration')),
+  'without dumps': (watchdog) => attribute(watchdog, 'action') === 'dump' && watchdog.setAttribute('action', 'reset'),
+}
+
 /** Without filters, ports, scripts and backends of where it was before; never of type null, on which libvirt 9.0 dies. */
 function plugInto(nic: Element, network: string): void {
   for (const name of [...nic.attributes].map((one) => one.name)) nic.removeAttribute(name)
   const wasHostDevice = child(nic, 'model') === undefined
-  for (const part of [...nic.childNodes].filter(({ nodeType }) => nodeType === 1) as Element[]) {
+  for (const part of elements(nic)) {
     if (!partsOfNic.includes(part.localName ?? '')) remove(part)
   }
   nic.setAttribute('type', 'network')

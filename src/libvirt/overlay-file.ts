@@ -7,10 +7,10 @@ import { lstat, open, realpath, rm } from 'node:fs/promises'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { z } from 'zod'
 import { describeError } from '../base/failure.ts'
+import { runCommand } from '../base/run-command.ts'
 import { failure } from '../errors.ts'
 import type { DiskImage, DiskStorage } from '../vm/hypervisor.ts'
 import { createOverlay, imageInfo } from './disk-image.ts'
-import { runCommand } from './run-command.ts'
 
 /** `held`: a program has it open; `unreadable`: it is no qcow2 file that we could judge. */
 export type OverlayUse = 'missing' | 'unused' | 'used' | 'held' | 'unreadable'

@@ -13,7 +13,8 @@ import { type FaultAt, FaultPlan, faulty } from '../../test/sim/faulty.ts'
 import { leftovers } from '../../test/sim/leftovers.ts'
 import type { ManualClock } from '../../test/sim/manual-clock.ts'
 import { type SimVmSpec, simulatedWorld } from '../../test/sim/sim-world.ts'
-import { Cleanup, memoryUndoLog } from '../base/cleanup.ts'
+import { undoLog } from '../../test/sim/undo-log.ts'
+import { Cleanup } from '../base/cleanup.ts'
 import { defaultPolicy } from '../vm/method.ts'
 import { vmUndoHandlers } from '../vm/undo.ts'
 import { VmWriter } from '../vm/vm-writer.ts'
@@ -65,7 +66,7 @@ async function sandbox(fault?: FaultAt, options: Partial<OverlayProviderOptions>
   const abandoned: Error[] = []
   const session: ProviderSession = {
     snapshotSetId: crypto.randomUUID(),
-    undo: new Cleanup(memoryUndoLog(), undoHandlers, { clock }),
+    undo: new Cleanup(undoLog().log, undoHandlers, { clock }),
     emit: () => undefined,
     signal: new AbortController().signal,
     abandon: (reason) => void abandoned.push(reason),

@@ -4,11 +4,11 @@
  */
 import { z } from 'zod'
 import { Failure } from '../base/failure.ts'
+import { runCommand } from '../base/run-command.ts'
 import type { BlockSource, Extent } from '../disk/block-device.ts'
 import { clipRanges, endOf, mergeExtents } from '../disk/extents.ts'
 import { openHostFile } from '../disk/host-file.ts'
 import { failure } from '../errors.ts'
-import { runCommand } from './run-command.ts'
 
 const mapShape = z.array(
   z.object({ start: z.int().min(0), length: z.int().min(1), data: z.boolean(), zero: z.boolean() }),

@@ -6,10 +6,10 @@
 import { open, rm } from 'node:fs/promises'
 import { isAbsolute } from 'node:path'
 import { invariant } from '../base/failure.ts'
+import { runCommand } from '../base/run-command.ts'
 import type { ServedBacking } from '../vm/hypervisor.ts'
 import { imageInfo } from './disk-image.ts'
 import { backingName } from './overlay-file.ts'
-import { runCommand } from './run-command.ts'
 
 /** Where a served disk is found. */
 export interface ServedDisk {

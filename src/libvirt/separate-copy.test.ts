@@ -80,6 +80,9 @@ const everything = `<domain type='kvm' xmlns:qemu='http://libvirt.org/schemas/do
     <shmem name='web01-shared'><model type='ivshmem-plain'/></shmem>
     <memory model='nvdimm'><source><path>/images/web01.nvdimm</path></source><target><size>1</size></target></memory>
     <vsock model='virtio'><cid auto='no' address='3'/></vsock>
+    <lease><lockspace>area</lockspace><key>web01</key><target path='/leases/web01'/></lease>
+    <pstore backend='acpi-erst'><path>/pstore/web01</path><size unit='KiB'>8</size></pstore>
+    <input type='evdev'><source dev='/dev/input/web01'/></input>
   </devices>
   <qemu:commandline><qemu:arg value='-chardev'/><qemu:arg value='file,id=x,path=/tmp/x'/></qemu:commandline>
 </domain>

@@ -5,7 +5,8 @@
  * elsewhere; what is only read (kernel, firmware, CD images) and the metadata of others stay.
  */
 import type { Element } from '@xmldom/xmldom'
-import { attribute, child, children, parseXml, remove, serializeXml, text } from './xml-dom.ts'
+import { type CopyEnd, eachOutwardDevice, isHostInput } from './outward-devices.ts'
+import { attribute, child, children, elements, parseXml, remove, serializeXml, text } from './xml-dom.ts'
 
 interface Separation {
   readonly original: { readonly name: string; readonly uuid: string }
@@ -22,15 +23,11 @@ export function separateFromOriginal(
   const parsed = parseXml(xml, 'domain')
   const { root } = parsed
   const work: Separation = { original, uuid, notes: [] }
-  const devices = child(root, 'devices')
   separateSystem(root, work)
-  for (const device of elements(devices)) separateDevice(device, work)
+  eachOutwardDevice(elements(child(root, 'devices')), (device, { copy }) => ends[copy](device, work.notes))
   separateArguments(root, work)
   return { xml: serializeXml(parsed), notes: work.notes }
 }
-
-const elements = (parent: Element | undefined): Element[] =>
-  [...(parent?.childNodes ?? [])].filter((node): node is Element => node.nodeType === 1)
 
 /** SMBIOS tells the guest who it is; libvirt refuses a UUID there that is not the VM's. */
 function separateSystem(root: Element, { original, uuid, notes }: Separation): void {
@@ -47,17 +44,21 @@ function separateSystem(root: Element, { original, uuid, notes }: Separation): v
   notes.push('the variable store of its firmware becomes a new one')
 }
 
-function separateDevice(device: Element, work: Separation): void {
-  const name = device.localName ?? ''
-  if (['serial', 'parallel', 'console', 'channel'].includes(name)) separateCharacterDevice(device, work.notes)
-  else if (name === 'redirdev' || name === 'smartcard') dropUnlessSpice(device, work.notes)
-  else if (name === 'graphics') separateGraphics(device, work.notes)
-  else if (name === 'interface') separateInterface(device)
-  else if (name === 'tpm') separateTpm(device, work.notes)
-  else if (name === 'vsock') separateVsock(device, work.notes)
-  else if (name === 'disk') separateFloppy(device, work.notes)
-  else if (name === 'audio') separateAudio(device, work.notes)
-  else dropShared(device, work.notes)
+/** What each end of the table means here; whatever changes is told. */
+const ends: Readonly<Record<CopyEnd, (device: Element, notes: string[]) => void>> = {
+  stays: () => undefined,
+  gone: (device, notes) => dropShared(device, sharedName(device), notes),
+  'gone unless shared read-only': dropDirectory,
+  'gone if on a path': dropMemory,
+  'gone if of the host': (input, notes) => isHostInput(input) && dropShared(input, sharedName(input), notes),
+  'gone unless of a viewer': dropUnlessSpice,
+  'gone unless emulated': separateTpm,
+  'without its floppy': separateFloppy,
+  'under names of its own': separateInterface,
+  'to an end of its own': separateCharacterDevice,
+  'on a port of its own': separateGraphics,
+  'at an address of its own': separateVsock,
+  'not recorded': separateAudio,
 }
 
 const ofTheHost = ['file', 'pipe', 'unix', 'tcp', 'udp', 'dev', 'nmdm']
@@ -142,32 +143,28 @@ function separateAudio(device: Element, notes: string[]): void {
 }
 
 /** Devices, memory and directories of the host that the original uses, perhaps at this moment. */
-function dropShared(device: Element, notes: string[]): void {
-  const what = sharedThing(device)
-  if (what === undefined) return
+function dropShared(device: Element, what: string, notes: string[]): void {
   notes.push(`${what} is left out`)
   remove(device)
 }
 
-function sharedThing(device: Element): string | undefined {
+function sharedName(device: Element): string {
+  if (device.localName === 'shmem') return `the shared memory ${attribute(device, 'name')}`
+  if (device.localName === 'lease') return `the lock ${text(child(device, 'key')) ?? ''}`
+  if (device.localName === 'pstore') return `the crash store ${text(child(device, 'path')) ?? ''}`
+  return `the host device (${attribute(device, 'type') ?? attribute(device, 'mode')})`
+}
+
+function dropDirectory(device: Element, notes: string[]): void {
+  if (child(device, 'readonly') !== undefined) return
   const source = child(device, 'source')
-  switch (device.localName) {
-    case 'hostdev':
-      return `the host device (${attribute(device, 'type') ?? attribute(device, 'mode')})`
-    case 'filesystem': {
-      if (child(device, 'readonly') !== undefined) return undefined
-      const place = attribute(source, 'dir') ?? attribute(source, 'socket') ?? attribute(source, 'file') ?? ''
-      return `the shared directory ${place} (${attribute(child(device, 'target'), 'dir') ?? ''})`
-    }
-    case 'shmem':
-      return `the shared memory ${attribute(device, 'name')}`
-    case 'memory': {
-      const path = text(child(source, 'path'))
-      return path === undefined ? undefined : `the memory module on ${path}, which was not backed up,`
-    }
-    default:
-      return undefined
-  }
+  const place = attribute(source, 'dir') ?? attribute(source, 'socket') ?? attribute(source, 'file') ?? ''
+  dropShared(device, `the shared directory ${place} (${attribute(child(device, 'target'), 'dir') ?? ''})`, notes)
+}
+
+function dropMemory(device: Element, notes: string[]): void {
+  const path = text(child(child(device, 'source'), 'path'))
+  if (path !== undefined) dropShared(device, `the memory module on ${path}, which was not backed up,`, notes)
 }
 
 /** QEMU's own arguments are not libvirt's to understand: what may name the original or a file goes. */

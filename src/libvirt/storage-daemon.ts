@@ -5,7 +5,7 @@
 import { type ChildProcess, spawn } from 'node:child_process'
 import { untilAborted, withDeadline } from '../base/async.ts'
 import { systemClock } from '../base/clock.ts'
-import { commandEnvironment, OutputTail } from './run-command.ts'
+import { commandEnvironment, OutputTail } from '../base/run-command.ts'
 
 const startDeadlineMs = 20_000
 const stopPatienceMs = 10_000

@@ -60,10 +60,12 @@ export const serializeXml = ({ document }: XmlDocument): string => new XMLSerial
 
 const isElement = (node: Node): node is Element => node.nodeType === 1
 
+/** The element children, of whatever namespace. */
+export const elements = (parent: Element | undefined): Element[] => [...(parent?.childNodes ?? [])].filter(isElement)
+
 /** The element children of that name that belong to libvirt, not to a foreign namespace. */
 export function children(parent: Element | undefined, name: string): Element[] {
-  if (parent === undefined) return []
-  return [...parent.childNodes].filter(isElement).filter((node) => node.localName === name && !node.prefix)
+  return elements(parent).filter((node) => node.localName === name && !node.prefix)
 }
 
 export const child = (parent: Element | undefined, name: string): Element | undefined => children(parent, name)[0]

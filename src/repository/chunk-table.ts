@@ -19,7 +19,7 @@ const wordsPerEntry = 5
 const offsetBytes = 3
 /** Packs a location can name. */
 export const packsMax = 2 ** 24
-const pageBits = 14
+const pageBits = 12
 const entriesPerPage = 1 << pageBits
 const offsetUnitBytes = 8
 

@@ -3,7 +3,6 @@
  * collection comes to the same end.
  */
 import assert from 'node:assert/strict'
-import { test } from 'node:test'
 import {
   assertAllWhole,
   type Hooks,
@@ -11,10 +10,13 @@ import {
   World,
   writeSmallPoint,
 } from '../../test/fault/collect-stress-world.ts'
+import { threadTests } from '../../test/fault/thread-tests.ts'
 import { Failure } from '../base/failure.ts'
-import { ownProcessMark } from './process-mark.ts'
+import { ownProcessMark } from '../base/process-mark.ts'
 import { plainSeal } from './seal.ts'
 import { sealJson } from './sealed-json.ts'
+
+const tests: Record<string, () => Promise<void>> = {}
 
 const deadDraft = '20261121T000000Z-dead'
 
@@ -97,7 +99,7 @@ async function killedAfter(original: World, delayMs: number, last: number): Prom
 }
 
 for (const delayMs of [0, 24 * 3_600_000]) {
-  test(`killed after every single operation (delay ${delayMs} ms), a fresh collection ends the same`, async () => {
+  tests[`killed after every single operation (delay ${delayMs} ms), a fresh collection ends the same`] = async () => {
     const original = await scene()
     const expected = await endOf(original.copy())
     const count = (await operations(original, delayMs)).length
@@ -106,10 +108,10 @@ for (const delayMs of [0, 24 * 3_600_000]) {
       const world = await killedAfter(original, delayMs, last)
       assert.deepEqual(await endOf(world), expected, `killed after operation ${last}`)
     }
-  })
+  }
 }
 
-test('killed after every change while small indexes are merged, a fresh collection ends the same', async () => {
+tests['killed after every change while small indexes are merged, a fresh collection ends the same'] = async () => {
   const original = await mergeScene()
   const expected = await endOf(original.copy())
   const all = await operations(original, 24 * 3_600_000)
@@ -119,26 +121,29 @@ test('killed after every change while small indexes are merged, a fresh collecti
     const world = await killedAfter(original, 24 * 3_600_000, last)
     assert.deepEqual(await endOf(world), expected, `killed after operation ${last}`)
   }
-})
+}
 
 for (const code of ['REPOSITORY_IO', 'REPOSITORY_FULL']) {
-  test(`refused with ${code} at every single operation, nothing is lost and a fresh collection ends the same`, async () => {
-    const original = await scene()
-    const expected = await endOf(original.copy())
-    const all = await operations(original, 0)
-    for (const [index, refused] of all.entries()) {
-      if (code === 'REPOSITORY_FULL' && refused.name !== 'put') continue
-      const world = original.copy()
-      const hooks = counting((_, number, isAfter) => {
-        if (number === index + 1 && !isAfter) refuse(code)
-      })
-      await world.collect({ delayMs: 0 }, hooks).catch((error: unknown) => {
-        // What can not be read for a moment looks like damage.
-        const codes = [code, 'COLLECT_UNSURE']
-        assert.ok(error instanceof Failure && codes.includes(error.code), String(error))
-      })
-      await assertAllWhole(world)
-      assert.deepEqual(await endOf(world), expected, `refused at operation ${index + 1}`)
+  tests[`refused with ${code} at every single operation, nothing is lost and a fresh collection ends the same`] =
+    async () => {
+      const original = await scene()
+      const expected = await endOf(original.copy())
+      const all = await operations(original, 0)
+      for (const [index, refused] of all.entries()) {
+        if (code === 'REPOSITORY_FULL' && refused.name !== 'put') continue
+        const world = original.copy()
+        const hooks = counting((_, number, isAfter) => {
+          if (number === index + 1 && !isAfter) refuse(code)
+        })
+        await world.collect({ delayMs: 0 }, hooks).catch((error: unknown) => {
+          // What can not be read for a moment looks like damage.
+          const codes = [code, 'COLLECT_UNSURE']
+          assert.ok(error instanceof Failure && codes.includes(error.code), String(error))
+        })
+        await assertAllWhole(world)
+        assert.deepEqual(await endOf(world), expected, `refused at operation ${index + 1}`)
+      }
     }
-  })
 }
+
+threadTests(import.meta.url, tests)

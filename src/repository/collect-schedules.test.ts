@@ -5,7 +5,6 @@
  * What was broken on purpose, in a copy, and is found here: see test/fault/README.md, "Collection".
  */
 import assert from 'node:assert/strict'
-import { test } from 'node:test'
 import {
   assertAllWhole,
   assertWhole,
@@ -16,6 +15,7 @@ import {
   World,
   writeSmallPoint,
 } from '../../test/fault/collect-stress-world.ts'
+import { threadTests } from '../../test/fault/thread-tests.ts'
 import { Failure } from '../base/failure.ts'
 import type { Repository } from './repository.ts'
 
@@ -23,6 +23,7 @@ const schedules = Number(process.env.UMBRA_SCHEDULES ?? 150)
 const first = Number(process.env.UMBRA_FIRST_SCHEDULE ?? 1)
 
 const chunks = 9
+const tests: Record<string, () => Promise<void>> = {}
 
 async function schedule(seed: number): Promise<void> {
   const random = seededRandom(seed)
@@ -98,9 +99,9 @@ async function assertNothingElse(world: World): Promise<void> {
   await assertAllWhole(world)
 }
 
-test('in any order of steps nothing needed is removed, and nothing else is left', async () => {
+tests['in any order of steps nothing needed is removed, and nothing else is left'] = async () => {
   for (let seed = first; seed < first + schedules; seed += 1) await schedule(seed)
-})
+}
 
 /** Points, and garbage of which one pack is condemned and due already. */
 async function dueScene(): Promise<World> {
@@ -125,7 +126,7 @@ const ways = {
 } as const
 
 for (const [way, { begins, ends }] of Object.entries(ways)) {
-  test(`a backup of what is garbage that ${way} of a collection`, async () => {
+  tests[`a backup of what is garbage that ${way} of a collection`] = async () => {
     const original = await dueScene()
     for (let at = 1, isOver = false; !isOver; at += 1) {
       const world = original.copy()
@@ -154,25 +155,28 @@ for (const [way, { begins, ends }] of Object.entries(ways)) {
       await world.collect({ delayMs: 0 })
       await assertAllWhole(world)
     }
-  })
+  }
 }
 
-test('while one backup of a process reads the lists anew, another does not use what they no longer name', async () => {
-  const world = await dueScene()
-  let during: (() => Promise<void>) | undefined
-  const repository = await world.open({
-    async before({ name, key }) {
-      if (name !== 'list' || key !== 'indexes/') return
-      const act = during
-      during = undefined
-      await act?.()
-    },
-  })
-  await using first = await repository.beginPoint()
-  await world.collect({ delayMs: 0 })
-  during = () => fillSmall(first, [1, 2])
-  await using _second = await repository.beginPoint()
-  assert.equal(during, undefined)
-  await first.commit({ seeds: [1], others: [2] })
-  assert.equal(await assertAllWhole(world), 2)
-})
+tests['while one backup of a process reads the lists anew, another does not use what they no longer name'] =
+  async () => {
+    const world = await dueScene()
+    let during: (() => Promise<void>) | undefined
+    const repository = await world.open({
+      async before({ name, key }) {
+        if (name !== 'list' || key !== 'indexes/') return
+        const act = during
+        during = undefined
+        await act?.()
+      },
+    })
+    await using first = await repository.beginPoint()
+    await world.collect({ delayMs: 0 })
+    during = () => fillSmall(first, [1, 2])
+    await using _second = await repository.beginPoint()
+    assert.equal(during, undefined)
+    await first.commit({ seeds: [1], others: [2] })
+    assert.equal(await assertAllWhole(world), 2)
+  }
+
+threadTests(import.meta.url, tests)

@@ -12,7 +12,7 @@ import {
   writeChunks,
   writePoint,
 } from '../../test/fault/collect-stress-world.ts'
-import { ownProcessMark } from './process-mark.ts'
+import { ownProcessMark } from '../base/process-mark.ts'
 import { plainSeal } from './seal.ts'
 import { sealJson } from './sealed-json.ts'
 

@@ -6,10 +6,10 @@
  */
 import * as z from 'zod'
 import { Failure, invariant } from '../base/failure.ts'
+import { ownProcessMark, type ProcessMark, processState } from '../base/process-mark.ts'
 import { failure } from '../errors.ts'
 import type { Backend } from './backend.ts'
 import { FormatError, objectKeys, smallDocumentMaxBytes } from './format.ts'
-import { ownProcessMark, type ProcessMark, processState } from './process-mark.ts'
 import { isPointId, makePointId } from './recovery-point.ts'
 import { plainSeal } from './seal.ts'
 import { sealJson, unsealJson } from './sealed-json.ts'

@@ -319,7 +319,7 @@ test('what a killed draft left is discarded without a key', async () => {
   const header = { umbra: 'draft', format: 1, features: [], blake3: blake3Digest(Buffer.from(line)).toString('hex') }
   await writeFile(path.join(place.folder, 'drafts', `${id}.json`), `${JSON.stringify(header)}\n${line}`)
   await assert.rejects(discardUnfinished(place.folder, id), { code: 'REPOSITORY_DRAFT_IN_USE' }) // another host's
-  const { ownProcessMark } = await import('./process-mark.ts')
+  const { ownProcessMark } = await import('../base/process-mark.ts')
   const dead = `${JSON.stringify({ purpose: 'backup', ...(await ownProcessMark()), startTicks: 1 })}\n`
   const sealed = { ...header, blake3: blake3Digest(Buffer.from(dead)).toString('hex') }
   await writeFile(path.join(place.folder, 'drafts', `${id}.json`), `${JSON.stringify(sealed)}\n${dead}`)

@@ -10,8 +10,8 @@ import path from 'node:path'
 import { test } from 'node:test'
 import { backendContract } from '../../test/contract/backend.contract.ts'
 import { Failure } from '../base/failure.ts'
+import { ownProcessMark, processMarkText } from '../base/process-mark.ts'
 import { openLocalBackend } from './local-backend.ts'
-import { ownProcessMark, parseProcessMark, processMarkText, processState } from './process-mark.ts'
 
 async function temporaryPlace() {
   const folder = await mkdtemp(path.join(tmpdir(), 'umbra-backend-'))
@@ -45,15 +45,6 @@ test('what a dead process wrote aside is swept, what a living one or another hos
   const left = (await readdir(path.join(place.folder, 'tmp'))).sort()
   const kept = ['not-ours', `${processMarkText(marks.living)}-1-x`, `${processMarkText(marks.elsewhere)}-1-x`]
   assert.deepEqual(left, kept.sort())
-})
-
-test('a process mark survives its text, and says who lives', async () => {
-  const own = await ownProcessMark()
-  assert.deepEqual(parseProcessMark(`${processMarkText(own)}-1-x`), own)
-  assert.equal(parseProcessMark('something-else'), undefined)
-  assert.equal(await processState(own), 'alive')
-  assert.equal(await processState({ ...own, host: 'ffffffff' }), 'elsewhere')
-  assert.equal(await processState({ ...own, startTicks: own.startTicks + 1 }), 'dead')
 })
 
 test('a put that fails says where, and leaves nothing', {

@@ -5,10 +5,10 @@
  */
 import path from 'node:path'
 import { invariant } from '../base/failure.ts'
+import { ownProcessMark, parseProcessMark, processMarkText, processState } from '../base/process-mark.ts'
 import { failure } from '../errors.ts'
 import { type Backend, isObjectKey, type ObjectEntry } from './backend.ts'
 import { objectKeys } from './format.ts'
-import { ownProcessMark, parseProcessMark, processMarkText, processState } from './process-mark.ts'
 import {
   errorCode,
   makeSyncedFolder,

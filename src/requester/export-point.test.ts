@@ -13,6 +13,7 @@ import { openMemoryRepository } from '../../test/sim/memory-repository.ts'
 import { type StoredVm, storeVms } from '../../test/sim/stored-vm.ts'
 import { systemClock } from '../base/clock.ts'
 import { Failure } from '../base/failure.ts'
+import { ownProcessMark, type ProcessMark, processMarkText } from '../base/process-mark.ts'
 import { createWritableImage } from '../compose.ts'
 import { domainXmlEditor } from '../libvirt/configuration-editor.ts'
 import type { ImageFormat } from '../libvirt/disk-image.ts'
@@ -215,5 +216,27 @@ describe('an export', () => {
       assert.equal((await scene.names()).length, 3)
       assert.ok((await scene.names()).every((file) => !file.startsWith('.') && !file.includes('/')))
     }
+  })
+
+  it('removes what a killed one left in its directory, and nothing else', async () => {
+    const own = await ownProcessMark()
+    const staged = (mark: ProcessMark) => `db01-sda.raw.umbra-new-${processMarkText(mark)}-0a1b`
+    const dead = [staged({ ...own, startTicks: 1 }), staged({ ...own, boot: '00000000' })]
+    const kept = [
+      staged(own),
+      staged({ ...own, host: '00000000' }),
+      'db01-sda.raw.umbra-new-0badcafe', // a restore's, which has a journal
+      `${dead[0]}.txt`,
+      `${dead[0]}0`,
+      'mine.raw',
+    ]
+    const told: unknown[] = []
+    await using scene = await openScene([db01], { onAbandoned: (paths) => told.push(paths) })
+    for (const name of [...dead, ...kept]) await writeFile(join(scene.directory, name), 'x')
+    await mkdir(join(scene.directory, `x${dead[0]}`))
+    await exportPoint(scene.point, scene.request({ format: 'raw', check: false }), scene.environment)
+    const made = ['db01-sda.raw', 'db01.xml', 'db01_VARS.fd']
+    assert.deepEqual(await scene.names(), [...kept, ...made, `x${dead[0]}`].sort())
+    assert.deepEqual(told, [dead.map((name) => join(scene.directory, name)).sort()])
   })
 })

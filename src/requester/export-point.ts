@@ -3,7 +3,7 @@
  * proven, and takes its name at the very end: a directory holds a whole export or none of it. Existing files are refused.
  */
 import { randomBytes } from 'node:crypto'
-import { chmod, link, lstat, open, rename, rm, statfs, writeFile } from 'node:fs/promises'
+import { chmod, statfs } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { Clock } from '../base/clock.ts'
 import type { BlockSink } from '../disk/block-device.ts'
@@ -12,6 +12,7 @@ import { failure } from '../errors.ts'
 import type { RecoveryPoint } from '../repository/repository.ts'
 import { type ExportableDisk, type ExportableVm, exportableVms, openDisk } from './export-contents.ts'
 import { type Progress, ProgressMeter } from './progress.ts'
+import { removeAbandoned, StagedFiles } from './staged-files.ts'
 import { writeOut } from './transfer.ts'
 
 export const exportFormats = ['qcow2', 'raw', 'vhd', 'vhdx'] as const
@@ -44,6 +45,8 @@ export interface ExportEnvironment {
   readonly signal: AbortSignal
   readonly onProgress?: (progress: Progress) => void
   readonly onStep?: (vm: string, step: string) => void
+  /** What exports to the same directory left that were killed is removed. */
+  readonly onAbandoned?: (paths: readonly string[]) => void
 }
 
 export interface ConfigurationPlaces {
@@ -75,7 +78,8 @@ const holdsSecret = /\bpasswd\s*=|<(?:auth|encryption|secret)\b/
 
 /**
  * Exports the VMs. EXPORT_FILE_EXISTS, VSS_INSUFFICIENT_STORAGE before anything is written; EXPORT_CHECK_FAILED, and what
- * reading and writing say. On any failure, and when `signal` aborts, nothing of it stays behind.
+ * reading and writing say. On any failure, and when `signal` aborts, nothing of it stays behind; what it leaves when it is
+ * killed the next export to the same directory removes.
  */
 export async function exportPoint(
   point: RecoveryPoint,
@@ -85,7 +89,9 @@ export async function exportPoint(
   const { clock, signal } = environment
   const beganMs = clock.monotonicMs()
   const vms = await exportableVms(point, request.names)
-  await using files = new StagedFiles()
+  await using files = await StagedFiles.open()
+  const abandoned = await removeAbandoned(request.directory)
+  if (abandoned.length > 0) environment.onAbandoned?.(abandoned)
   const planned = vms.map((vm) => plan(vm, request))
   for (const { paths } of planned) for (const path of paths) await files.refuseExisting(path)
   await requireRoom(point, vms, request.directory, environment.chunkSizeBytes)
@@ -194,58 +200,4 @@ async function requireRoom(
   const { bavail, bsize } = await statfs(path)
   const freeBytes = bavail * bsize
   if (freeBytes < neededBytes) throw failure('VSS_INSUFFICIENT_STORAGE', { path, freeBytes, neededBytes })
-}
-
-/** Files under names of their own until all of them take their places; disposal removes those that did not. */
-class StagedFiles implements AsyncDisposable {
-  readonly #token = randomBytes(4).toString('hex')
-  readonly #staged = new Map<string, string>()
-  readonly #placed: string[] = []
-  #isComplete = false
-
-  stage(path: string): string {
-    const staged = `${path}.umbra-new-${this.#token}`
-    this.#staged.set(path, staged)
-    return staged
-  }
-
-  stagedOf(path: string): string {
-    return this.#staged.get(path) ?? this.stage(path)
-  }
-
-  async write(path: string, content: Uint8Array): Promise<void> {
-    await writeFile(this.stage(path), content, { flag: 'wx', mode: 0o600, flush: true })
-  }
-
-  async refuseExisting(path: string): Promise<void> {
-    if ((await lstat(path).catch(() => undefined)) !== undefined) throw failure('EXPORT_FILE_EXISTS', { path })
-  }
-
-  /** All of them or none, and never over a file that came meanwhile. */
-  async place(directory: string): Promise<void> {
-    for (const [path, staged] of this.#staged) {
-      await this.#placeOne(staged, path)
-      this.#placed.push(path)
-    }
-    await using handle = await open(directory)
-    await handle.sync()
-    this.#isComplete = true
-  }
-
-  async #placeOne(staged: string, path: string): Promise<void> {
-    try {
-      await link(staged, path)
-    } catch (error) {
-      const { code } = error as NodeJS.ErrnoException
-      if (code === 'EEXIST') throw failure('EXPORT_FILE_EXISTS', { path })
-      if (code !== 'EPERM' && code !== 'ENOTSUP' && code !== 'EOPNOTSUPP' && code !== 'ENOSYS') throw error
-      await this.refuseExisting(path) // a file system without hard links
-      await rename(staged, path)
-    }
-  }
-
-  async [Symbol.asyncDispose](): Promise<void> {
-    for (const staged of this.#staged.values()) await rm(staged, { force: true })
-    if (!this.#isComplete) for (const path of this.#placed) await rm(path, { force: true })
-  }
 }

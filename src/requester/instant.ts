@@ -15,6 +15,7 @@ import type { OwnProcess } from '../base/own-programs.ts'
 import { failure } from '../errors.ts'
 import { noteMaxLength } from '../repository/pins.ts'
 import type { RecoveryPoint, Repository } from '../repository/repository.ts'
+import type { PullOptions, RunningDisk } from '../vss/instant-disk.ts'
 import type { FileOwner, RestoreRequest, StoredComponent } from '../vss/restore-plan.ts'
 import { tryLock } from './host-lock.ts'
 import { lastFailure } from './instant-failures.ts'
@@ -30,8 +31,6 @@ import {
 } from './instant-record.ts'
 import type { InstantServers, ServerKey } from './instant-server.ts'
 import { findStored, readStored } from './stored-components.ts'
-
-export type RunningDisk = Pick<InstantRecord['disks'][number], 'target' | 'overlay' | 'sizeBytes'>
 
 export interface InstantPlan {
   readonly name: string
@@ -64,11 +63,6 @@ export interface InstantMachine {
   pull(uuid: string, disk: RunningDisk, options: PullOptions): Promise<void>
   /** After the server was away: a VM that its hypervisor stopped for that reason goes on. */
   resume(uuid: string): Promise<void>
-}
-
-export interface PullOptions {
-  readonly signal: AbortSignal
-  readonly onProgress: (doneBytes: number, totalBytes: number) => void
 }
 
 export interface InstantEnvironment {

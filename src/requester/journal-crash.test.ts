@@ -29,7 +29,8 @@ const points = [
 const script = `
   import { rm, writeFile } from 'node:fs/promises'
   import { Cleanup } from '${new URL('../base/cleanup.ts', import.meta.url).href}'
-  import { Journal, processMark } from '${new URL('./journal.ts', import.meta.url).href}'
+  import { Journal } from '${new URL('./journal.ts', import.meta.url).href}'
+  import { ownProcessMark, processMarkText } from '${new URL('../base/process-mark.ts', import.meta.url).href}'
   const [place, killAt] = process.argv.slice(1)
   const at = (point) => {
     if (point !== killAt) return
@@ -37,7 +38,7 @@ const script = `
     for (;;); // nothing happens after it
   }
   const handlers = { 'remove-file': ({ path }) => rm(path, { force: true }) }
-  const content = { session: 'crash', what: 'backup', startedAt: '', uri: 'sim:///', process: processMark() }
+  const content = { session: 'crash', what: 'backup', startedAt: '', uri: 'sim:///', process: processMarkText(await ownProcessMark()) }
   const journal = await Journal.create(place + '/journal', content)
   at('begun')
   const undo = new Cleanup(journal, handlers)

@@ -10,14 +10,16 @@ import { join } from 'node:path'
 import { after, describe, test } from 'node:test'
 import { ManualClock } from '../../test/sim/manual-clock.ts'
 import type { UndoHandlers, UndoRecord } from '../base/cleanup.ts'
+import { ownProcessMark, processMarkText } from '../base/process-mark.ts'
 import { tryLock } from './host-lock.ts'
-import { describeRecord, Journal, processMark, readJournal, recoverInterrupted, recoverJournal } from './journal.ts'
+import { describeRecord, Journal, readJournal, recoverInterrupted, recoverJournal } from './journal.ts'
 
 const directory = await mkdtemp(join(tmpdir(), 'umbra-journal-'))
 after(() => rm(directory, { recursive: true }))
 
 let sessions = 0
-const header = (process = processMark() ?? '') => ({
+const ownMark = processMarkText(await ownProcessMark())
+const header = (process = ownMark) => ({
   session: `session-${++sessions}`,
   what: 'backup' as const,
   startedAt: '2026-01-01T00:00:00.000Z',
@@ -37,7 +39,7 @@ async function sandbox(handlers: UndoHandlers = {}) {
 
 const text = async (journal: Journal) => readFile(journal.path, 'utf8')
 /** A mark of a process that has ended. */
-const nobody = '999999999/1'
+const nobody = ownMark.replace(/\d+-\d+$/, '999999999-1')
 
 async function left(place: string, lines: readonly string[], process = nobody): Promise<string> {
   const content = header(process)
@@ -264,12 +266,5 @@ describe('recovery', () => {
   test('of a directory that is not there is nothing to do', async () => {
     const { place, options } = await sandbox()
     assert.deepEqual(await recoverInterrupted(join(place, 'none'), options), [])
-  })
-})
-
-describe('the mark of a process', () => {
-  test('is of this process alone, and of none that has ended', () => {
-    assert.match(processMark() ?? '', new RegExp(`^${process.pid}/\\d+$`))
-    assert.equal(processMark(999_999_999), undefined)
   })
 })

@@ -3,7 +3,7 @@
  * What a session that was killed left is replayed, newest first, by the handlers that would have undone it anyway:
  * by the session's watchdog, by `umbra recover`, and by every command at its start.
  */
-import { constants, readFileSync } from 'node:fs'
+import { constants } from 'node:fs'
 import { type FileHandle, open, readdir, readFile, rm } from 'node:fs/promises'
 import { basename, join } from 'node:path'
 import { z } from 'zod'
@@ -11,6 +11,7 @@ import { runUndo, type UndoHandlers, type UndoLog, type UndoRecord } from '../ba
 import { type Clock, systemClock } from '../base/clock.ts'
 import { describeError, invariant } from '../base/failure.ts'
 import { makeDirectory } from '../base/make-directory.ts'
+import { isAtWork } from '../base/process-mark.ts'
 import { failure } from '../errors.ts'
 import type { QuietDuringFreeze } from '../vss/windows.ts'
 import { type TryLock, tryLock } from './host-lock.ts'
@@ -21,23 +22,9 @@ export interface JournalHeader {
   readonly startedAt: string
   /** The hypervisor the records speak of. */
   readonly uri: string
-  /** The process that owns the session, as processMark() tells it. */
+  /** The mark of the process that owns the session, as text. */
   readonly process: string
   readonly [key: string]: string
-}
-
-/** Names this process so that a later one with the same number is not taken for it (proc(5), starttime). */
-export function processMark(pid: number = process.pid): string | undefined {
-  try {
-    const fields = readFileSync(`/proc/${pid}/stat`, 'utf8').replace(/^.*\)/s, '').trim().split(' ')
-    return `${pid}/${fields[19]}`
-  } catch {
-    return undefined // no such process
-  }
-}
-
-function isAlive(mark: string | undefined): boolean {
-  return mark !== undefined && processMark(Number.parseInt(mark, 10)) === mark
 }
 
 const header = z.object({ header: z.record(z.string(), z.string()) })
@@ -194,7 +181,7 @@ export async function recoverJournal(path: string, options: RecoveryOptions): Pr
   const session = basename(path, '.jsonl')
   let lock = await take(join(path, '..'), session)
   for (const endMs = clock.monotonicMs() + waitMs; lock === undefined && clock.monotonicMs() < endMs; ) {
-    if (isAlive(await ownerOf(path))) return undefined
+    if (await isAtWork(await ownerOf(path))) return undefined
     await clock.sleep(50)
     lock = await take(join(path, '..'), session)
   }
@@ -241,11 +228,11 @@ async function replay(
   return { session, what: content?.what ?? 'backup', startedAt: content?.startedAt ?? '', undone, failed }
 }
 
-async function ownerOf(path: string): Promise<string | undefined> {
+async function ownerOf(path: string): Promise<string> {
   try {
     return readJournal(await readFile(path, 'utf8')).header.process
   } catch {
-    return undefined // gone by now, or cut short before it began
+    return '' // gone by now, or cut short before it began
   }
 }
 

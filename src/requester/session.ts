@@ -7,13 +7,14 @@ import { Cleanup, type UndoHandlers } from '../base/cleanup.ts'
 import type { Clock } from '../base/clock.ts'
 import { cleanupErrors, describeError, invariant, primaryError } from '../base/failure.ts'
 import { makeDirectory } from '../base/make-directory.ts'
+import { ownProcessMark, processMarkText } from '../base/process-mark.ts'
 import { failure } from '../errors.ts'
 import type { ComponentRef } from '../vss/components.ts'
 import { fullPath } from '../vss/components.ts'
 import type { QuietDuringFreeze } from '../vss/windows.ts'
 import { EventStream } from './events.ts'
 import { type TryLock, tryLock } from './host-lock.ts'
-import { Journal, type JournalHeader, processMark } from './journal.ts'
+import { Journal, type JournalHeader } from './journal.ts'
 import type { Watchdog } from './watchdog.ts'
 
 export interface SessionOptions {
@@ -87,7 +88,7 @@ export class RequesterSession implements AsyncDisposable {
       what: options.what,
       startedAt: new Date(options.clock.now()).toISOString(),
       uri: options.uri,
-      process: processMark() ?? '',
+      process: processMarkText(await ownProcessMark()),
     }
     return new RequesterSession(id, options, await Journal.create(directory, header, options.tryLock))
   }

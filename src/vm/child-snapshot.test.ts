@@ -11,7 +11,8 @@ import { leftovers } from '../../test/sim/leftovers.ts'
 import { simRecoveryTools } from '../../test/sim/sim-recovery.ts'
 import type { RequestorBehaviour } from '../../test/sim/sim-requestor.ts'
 import { simulatedWorld } from '../../test/sim/sim-world.ts'
-import { Cleanup, memoryUndoLog } from '../base/cleanup.ts'
+import { undoLog } from '../../test/sim/undo-log.ts'
+import { Cleanup } from '../base/cleanup.ts'
 import { OverlayProvider } from '../libvirt/overlay-provider.ts'
 import { BackupComponents } from '../vss/backup-components.ts'
 import type { ShadowCopy } from '../vss/provider.ts'
@@ -28,7 +29,7 @@ async function sandbox(requestor: Partial<RequestorBehaviour> = {}) {
   const directory = await mkdtemp(join(tmpdir(), 'umbra-child-'))
   const world = simulatedWorld({ shop: { disks: { sda: {}, sdb: {} }, requestor } }, { directory })
   const { hypervisor, clock } = world
-  const undo = new Cleanup(memoryUndoLog(), vmUndoHandlers(hypervisor, clock), { clock })
+  const undo = new Cleanup(undoLog().log, vmUndoHandlers(hypervisor, clock), { clock })
   const events: Event[] = []
   const tools = { ...simRecoveryTools(world), hypervisor, clock }
   const writer = new VmWriter({

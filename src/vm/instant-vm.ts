@@ -5,6 +5,7 @@
 import { type Clock, systemClock } from '../base/clock.ts'
 import { invariant } from '../base/failure.ts'
 import { failure } from '../errors.ts'
+import type { PullOptions, RunningDisk } from '../vss/instant-disk.ts'
 import type { RestoreRequest, StoredComponent } from '../vss/restore-plan.ts'
 import type { ConfigurationEditor, DiskPulls, Hypervisor, PowerState, ServedBacking } from './hypervisor.ts'
 import { asOverlays, editOf, type InstantVmPlan, planInstant } from './instant-plan.ts'
@@ -19,17 +20,6 @@ export interface InstantTools {
   readonly hasBacking: (overlay: string) => Promise<boolean>
   readonly pullOffline: (overlay: string, signal: AbortSignal) => Promise<void>
   readonly clock?: Clock
-}
-
-/** What is known of it later, from the record of the instant restore. */
-export interface RunningDisk {
-  readonly target: string
-  readonly overlay: string
-}
-
-export interface PullOptions {
-  readonly signal: AbortSignal
-  readonly onProgress: (doneBytes: number, totalBytes: number) => void
 }
 
 const shortestPauseMs = 50

@@ -4,7 +4,8 @@
 import assert from 'node:assert/strict'
 import { describe, test } from 'node:test'
 import { ManualClock } from '../../test/sim/manual-clock.ts'
-import { Cleanup, memoryUndoLog, type UndoRecord } from '../base/cleanup.ts'
+import { undoLog } from '../../test/sim/undo-log.ts'
+import { Cleanup, type UndoRecord } from '../base/cleanup.ts'
 import { failure } from '../errors.ts'
 import type { Recovery } from './auto-recovery.ts'
 import type { ChangedFsid } from './guest-requestor.ts'
@@ -54,7 +55,7 @@ function sandbox(trouble: { reading?: Error; reverting?: Error; changed?: readon
     vm: { uuid: 'u', name: 'shop' } as VmFacts,
     set: '0a1b2c3d',
     copies: ['sda', 'sdb'].map((target) => ({ target, image: image(target) })),
-    undo: new Cleanup(memoryUndoLog(), handlers),
+    undo: new Cleanup(undoLog().log, handlers),
     signal: new AbortController().signal,
     tell: () => undefined,
   }

@@ -4,30 +4,14 @@
  */
 import assert from 'node:assert/strict'
 import { describe, test } from 'node:test'
+import { newUuid, sampleHost } from '../../test/fault/sample-host.ts'
 import { sampleVm, storedVm, uuid } from '../../test/fault/sample-vm.ts'
 import type { RestoreRequest } from '../vss/restore-plan.ts'
 import { removableMedium } from './exclusion.ts'
-import { planVmRestore, type RestoreSurroundings, type StoredVm } from './restore-plan.ts'
-
-const newUuid = '99999999-8888-4777-8666-555555555555'
-
-/** A host on which these paths are files. */
-function host(files: readonly string[] = [], changes: Partial<RestoreSurroundings> = {}): RestoreSurroundings {
-  const folders = ['/images', '/data', '/nvram', '/elsewhere']
-  let macs = 0
-  return {
-    networks: [{ name: 'default', kind: 'network', active: true }],
-    pathKind: (path) => (files.includes(path) ? 'file' : folders.includes(path) ? 'other' : 'absent'),
-    newUuid,
-    newMac: () => `52:54:00:ff:00:0${++macs}`,
-    token: 'abcd',
-    workDirectory: '/work',
-    ...changes,
-  }
-}
+import { planVmRestore, type StoredVm } from './restore-plan.ts'
 
 const request = (changes: Partial<RestoreRequest> = {}): RestoreRequest => ({ networks: {}, start: false, ...changes })
-const plan = (vm: Partial<StoredVm>, asked: Partial<RestoreRequest> = {}, here = host()) =>
+const plan = (vm: Partial<StoredVm>, asked: Partial<RestoreRequest> = {}, here = sampleHost()) =>
   planVmRestore(storedVm(vm), request(asked), here)
 
 const original = ['/images/web01-sda.qcow2', '/data/web01.raw', '/nvram/web01_VARS.fd']
@@ -35,7 +19,7 @@ const original = ['/images/web01-sda.qcow2', '/data/web01.raw', '/nvram/web01_VA
 describe('in place', () => {
   test('writes beside each file, sets the present one aside, and lets the VM that is there make way', () => {
     const former = sampleVm()
-    const made = plan({}, {}, host(original, { former }))
+    const made = plan({}, {}, sampleHost(original, { former }))
     assert.deepEqual(
       made.targets.map(({ path, staged }) => [path, staged]),
       original.map((path) => [path, `${path}.umbra-new-abcd`]),
@@ -85,7 +69,7 @@ describe('to another directory (R4, R5)', () => {
   })
 
   test('leaves a file that is still in the original place alone, and says so', () => {
-    const made = plan({}, { to: '/elsewhere' }, host(['/data/web01.raw']))
+    const made = plan({}, { to: '/elsewhere' }, sampleHost(['/data/web01.raw']))
     assert.deepEqual(
       made.links.map(({ path }) => path),
       ['/images/web01-sda.qcow2'],
@@ -108,7 +92,7 @@ describe('as a copy (R2)', () => {
   const copy = { as: 'web02' }
 
   test('gets a new identity, and nothing of the original is touched, though it runs', () => {
-    const made = plan({}, copy, host(original, { former: sampleVm() }))
+    const made = plan({}, copy, sampleHost(original, { former: sampleVm() }))
     assert.equal(made.former, undefined)
     assert.deepEqual(made.asides, [])
     assert.deepEqual(made.links, [])
@@ -151,7 +135,7 @@ describe('as a copy (R2)', () => {
 
   test('refuses a name or a place that is taken', () => {
     const namesake = sampleVm({ name: 'web02', uuid: newUuid })
-    const made = plan({}, copy, host(['/images/web02-sda.qcow2'], { namesake }))
+    const made = plan({}, copy, sampleHost(['/images/web02-sda.qcow2'], { namesake }))
     assert.equal(made.obstacles.length, 2)
     assert.match(made.obstacles[0] ?? '', /another VM is called web02/)
     assert.match(made.obstacles[1] ?? '', /\/images\/web02-sda.qcow2 exists already/)
@@ -175,7 +159,7 @@ describe('networks (R6)', () => {
   })
 
   test('that are gone are mapped as the user says, to a network or a bridge', () => {
-    const here = host([], { networks: [{ name: 'br0', kind: 'bridge', active: true }] })
+    const here = sampleHost([], { networks: [{ name: 'br0', kind: 'bridge', active: true }] })
     const made = plan({}, { networks: { default: 'br0' } }, here)
     assert.deepEqual(made.edit.nics, { '52:54:00:00:00:01': { connect: { bridge: 'br0' } } })
     assert.deepEqual(made.warnings, [])
@@ -183,7 +167,7 @@ describe('networks (R6)', () => {
 
   test('that are gone and not mapped, or mapped to what is not there, become the isolated one, with a warning', () => {
     for (const networks of [{}, { default: 'nowhere' }]) {
-      const made = plan({}, { networks }, host([], { networks: [] }))
+      const made = plan({}, { networks }, sampleHost([], { networks: [] }))
       assert.deepEqual(made.edit.nics, { '52:54:00:00:00:01': { connect: { network: 'umbra-unconnected' } } })
       assert.equal(made.needsUnconnected, true)
       assert.match(made.warnings.join(), /does not exist here/)
@@ -191,7 +175,7 @@ describe('networks (R6)', () => {
   })
 
   test('an interface without one (user mode) stays as it is', () => {
-    const made = plan({ nics: [{ mac: '52:54:00:00:00:02', type: 'user' }] }, {}, host([], { networks: [] }))
+    const made = plan({ nics: [{ mac: '52:54:00:00:00:02', type: 'user' }] }, {}, sampleHost([], { networks: [] }))
     assert.deepEqual(made.edit.nics, { '52:54:00:00:00:02': {} })
     assert.equal(made.needsUnconnected, false)
   })
@@ -199,7 +183,7 @@ describe('networks (R6)', () => {
 
 describe('obstacles (law 9)', () => {
   const obstacles = (former: Partial<Parameters<typeof sampleVm>[0]>) =>
-    plan({}, {}, host([], { former: sampleVm(former) })).obstacles.join()
+    plan({}, {}, sampleHost([], { former: sampleVm(former) })).obstacles.join()
 
   test('are a job, a saved state and snapshots of the VM that is there: all would be lost or in the way', () => {
     assert.match(obstacles({ busy: 'block copy' }), /web01 is occupied by block copy/)
@@ -218,7 +202,7 @@ describe('obstacles (law 9)', () => {
 
   test('are a block device in its place, and a disk that was no file and has no new place', () => {
     const device = { target: 'sda', location: '/dev/vg/web01', format: 'raw', sizeBytes: 1 }
-    const here = host([], { pathKind: (path) => (path === '/dev/vg/web01' ? 'other' : 'absent') })
+    const here = sampleHost([], { pathKind: (path) => (path === '/dev/vg/web01' ? 'other' : 'absent') })
     assert.match(plan({ disks: [device] }, {}, here).obstacles.join(), /not a regular file/)
     const network = { target: 'sda', location: 'rbd:pool/image', format: 'raw', sizeBytes: 1 }
     assert.match(plan({ disks: [network] }).obstacles.join(), /say with --to or --disk where/)

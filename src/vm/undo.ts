@@ -60,6 +60,9 @@ const records = {
   }),
 }
 
+/** Those that can not wait for others: a guest stands still until they are done. */
+export const vmThawSteps: readonly string[] = ['thaw-guest']
+
 export function vmUndoHandlers(
   hypervisor: Hypervisor,
   clock: Clock = systemClock,

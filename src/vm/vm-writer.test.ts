@@ -12,7 +12,8 @@ import { FaultPlan, faulty } from '../../test/sim/faulty.ts'
 import { leftovers } from '../../test/sim/leftovers.ts'
 import type { SimVmSpec } from '../../test/sim/sim-world.ts'
 import { simulatedWorld } from '../../test/sim/sim-world.ts'
-import { Cleanup, memoryUndoLog } from '../base/cleanup.ts'
+import { undoLog } from '../../test/sim/undo-log.ts'
+import { Cleanup } from '../base/cleanup.ts'
 import { refOf } from '../vss/components.ts'
 import { WritableCopies } from '../vss/windows.ts'
 import type { WriterSession } from '../vss/writer.ts'
@@ -40,7 +41,7 @@ async function sandbox(vms: Record<string, SimVmSpec>, policy: Partial<BackupPol
   const session: WriterSession = {
     snapshotSetId: crypto.randomUUID(),
     components: components.map(refOf),
-    undo: new Cleanup(memoryUndoLog(), undoHandlers, { clock: world.clock }),
+    undo: new Cleanup(undoLog().log, undoHandlers, { clock: world.clock }),
     emit: () => undefined,
     signal: new AbortController().signal,
   }

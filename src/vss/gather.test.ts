@@ -5,7 +5,8 @@ import assert from 'node:assert/strict'
 import { describe, test } from 'node:test'
 import { ManualClock } from '../../test/sim/manual-clock.ts'
 import { Recorder, RecordingProvider, RecordingWriter, vetoOf } from '../../test/sim/recording.ts'
-import { Cleanup, memoryUndoLog } from '../base/cleanup.ts'
+import { undoLog } from '../../test/sim/undo-log.ts'
+import { Cleanup } from '../base/cleanup.ts'
 import { refOf } from './components.ts'
 import { judge, type Participant, Providers, Writers } from './gather.ts'
 import { chooseProvider, type Provider, type Volume } from './provider.ts'
@@ -17,7 +18,7 @@ async function sandbox(names: readonly string[]) {
   const controller = new AbortController()
   const session = {
     snapshotSetId: 'set',
-    undo: new Cleanup(memoryUndoLog(), {}),
+    undo: new Cleanup(undoLog().log, {}),
     emit: recorder.emit,
     signal: controller.signal,
   }

@@ -4,11 +4,12 @@
  */
 import assert from 'node:assert/strict'
 import { describe, test } from 'node:test'
-import { Cleanup, memoryUndoLog, type UndoHandlers } from '../../src/base/cleanup.ts'
+import { Cleanup, type UndoHandlers } from '../../src/base/cleanup.ts'
 import { systemClock } from '../../src/base/clock.ts'
 import type { Instant, Provider, ProviderSession, ShadowCopy, Volume } from '../../src/vss/provider.ts'
 import { defaultLimits } from '../../src/vss/vocabulary.ts'
 import { FrozenWriters, HeldWrites } from '../../src/vss/windows.ts'
+import { undoLog } from '../sim/undo-log.ts'
 
 /** A provider and volumes that it supports, all of which can be written to. */
 export interface ProviderSubject extends AsyncDisposable {
@@ -113,7 +114,7 @@ export function providerContract(name: string, open: () => Promise<ProviderSubje
 function newSession({ undoHandlers }: ProviderSubject): ProviderSession {
   return {
     snapshotSetId: crypto.randomUUID(),
-    undo: new Cleanup(memoryUndoLog(), undoHandlers),
+    undo: new Cleanup(undoLog().log, undoHandlers),
     emit: () => undefined,
     signal: new AbortController().signal,
     abandon: (reason) => {

@@ -4,11 +4,12 @@
  */
 import assert from 'node:assert/strict'
 import { describe, test } from 'node:test'
-import { Cleanup, memoryUndoLog, type UndoHandlers, type UndoRecord } from '../../src/base/cleanup.ts'
+import { Cleanup, type UndoHandlers, type UndoRecord } from '../../src/base/cleanup.ts'
 import { type ComponentRef, fullPath, refOf, type WriterMetadata } from '../../src/vss/components.ts'
 import { readWriterMetadataDocument, writeWriterMetadataDocument } from '../../src/vss/documents.ts'
 import { WritableCopies } from '../../src/vss/windows.ts'
 import type { Writer, WriterSession } from '../../src/vss/writer.ts'
+import { undoLog } from '../sim/undo-log.ts'
 
 /** A writer with at least one component that can be backed up, in a world of its own. */
 export interface WriterSubject extends AsyncDisposable {
@@ -148,17 +149,7 @@ async function prepared({ writer, undoHandlers }: WriterSubject): Promise<Opened
   const metadata = await writer.onIdentify()
   const refs = metadata.components.filter(({ obstacles }) => obstacles.length === 0).map(refOf)
   assert.ok(refs.length > 0, 'the subject offers a component')
-  const memory = memoryUndoLog()
-  const pending = new Map<number, UndoRecord>()
-  const log = {
-    async add(record: UndoRecord, supersedes?: number) {
-      const id = await memory.add(record)
-      if (supersedes !== undefined) pending.delete(supersedes)
-      pending.set(id, record)
-      return id
-    },
-    done: (id: number) => void pending.delete(id),
-  }
+  const { records, log } = undoLog()
   const controller = new AbortController()
   const session: WriterSession = {
     snapshotSetId: crypto.randomUUID(),
@@ -167,7 +158,7 @@ async function prepared({ writer, undoHandlers }: WriterSubject): Promise<Opened
     emit: () => undefined,
     signal: controller.signal,
   }
-  return { metadata, refs, session, records: () => [...pending.values()], cancel: () => controller.abort() }
+  return { metadata, refs, session, records: () => [...records.values()], cancel: () => controller.abort() }
 }
 
 function play(writer: Writer, session: WriterSession, step: (typeof steps)[number]) {

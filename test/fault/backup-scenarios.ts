@@ -4,7 +4,7 @@
 import type { BackupResult } from '../../src/requester/backup.ts'
 import { type BackupPolicy, defaultPolicy } from '../../src/vm/method.ts'
 import type { SimVmSpec } from '../sim/sim-world.ts'
-import { Host, Incarnation } from './harness.ts'
+import { Host, Incarnation, preparedOnce } from './harness.ts'
 import { afterBackup } from './judge.ts'
 import type { Scenario } from './matrix.ts'
 
@@ -52,7 +52,7 @@ export type BackupScenario = Scenario<BackupResult, { host: Host }>
 
 function scenario({ policy, vms }: Kind, instant: BackupPolicy['instant']): BackupScenario {
   return {
-    prepare: async () => ({ host: await Host.create(vms) }),
+    prepare: preparedOnce(async () => ({ host: await Host.create(vms) })),
     async run({ host }, plan) {
       const incarnation = new Incarnation(host, plan)
       return { incarnation, outcome: await incarnation.backup({ ...defaultPolicy, ...policy, instant }) }

@@ -16,8 +16,12 @@ export const stuck = Symbol('stuck')
 export class FaultClock implements Clock {
   /** Called whenever time has moved, before anything that fell due happens. */
   onMoved: (nowMs: number) => void = () => undefined
-  #nowMs = 0
+  #nowMs: number
   #timers: PendingTimer[] = []
+
+  constructor(nowMs = 0) {
+    this.#nowMs = nowMs
+  }
 
   now(): number {
     return Date.UTC(2026, 0, 1) + this.#nowMs
@@ -88,12 +92,15 @@ export class FaultClock implements Clock {
   }
 }
 
-/** Resolves when nothing has been under way for some turns of the event loop. */
+/**
+ * Resolves when nothing has been under way for some turns of the event loop. While files are at work it sleeps: turns without
+ * a pause would take the processor from the threads that do the work.
+ */
 export async function idle(enough: () => boolean = () => false): Promise<void> {
   for (let quiet = 0; quiet < 4 && !enough(); ) {
     await setImmediate()
-    quiet = process.getActiveResourcesInfo().some((kind) => kind.startsWith('FSReq') || kind === 'CloseReq')
-      ? 0
-      : quiet + 1
+    const isBusy = process.getActiveResourcesInfo().some((kind) => kind.startsWith('FSReq') || kind === 'CloseReq')
+    quiet = isBusy ? 0 : quiet + 1
+    if (isBusy) await setTimeout(1)
   }
 }

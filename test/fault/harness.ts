@@ -4,11 +4,11 @@
  * watchdog that outlives it. Everything else is the product: session, journal, writer, provider, repository, restore.
  */
 import { accessSync, constants, mkdirSync, mkdtempSync } from 'node:fs'
-import { readFile, rm, symlink } from 'node:fs/promises'
+import { rm, symlink } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { PassThrough } from 'node:stream'
-import { runUndo, type UndoHandlers } from '../../src/base/cleanup.ts'
+import type { PassThrough } from 'node:stream'
+import type { UndoHandlers } from '../../src/base/cleanup.ts'
 import type { Clock } from '../../src/base/clock.ts'
 import type { BlockSink } from '../../src/disk/block-device.ts'
 import { BackupJobProvider } from '../../src/libvirt/backup-job-provider.ts'
@@ -18,59 +18,78 @@ import { OverlayProvider } from '../../src/libvirt/overlay-provider.ts'
 import { createRepository, openRepository } from '../../src/repository/repository.ts'
 import { type BackupResult, backup } from '../../src/requester/backup.ts'
 import { tryLock } from '../../src/requester/host-lock.ts'
-import { type Recovered, readJournal, recoverInterrupted } from '../../src/requester/journal.ts'
+import { type Recovered, recoverInterrupted } from '../../src/requester/journal.ts'
 import { type RestoreResult, restore } from '../../src/requester/restore.ts'
 import { journalDirectory, type SessionOptions, workDirectory } from '../../src/requester/session.ts'
-import { followSession, linesOf, type Watchdog } from '../../src/requester/watchdog.ts'
+import type { Watchdog } from '../../src/requester/watchdog.ts'
 import type { DiskImage, Hypervisor } from '../../src/vm/hypervisor.ts'
 import { type BackupPolicy, defaultPolicy } from '../../src/vm/method.ts'
 import { type OpenAutoRecovery, openAutoRecovery } from '../../src/vm/recovery-ways.ts'
 import { VmRestore } from '../../src/vm/restore.ts'
 import { VmRestorePlanner } from '../../src/vm/restore-planner.ts'
-import { vmUndoHandlers } from '../../src/vm/undo.ts'
+import { vmThawSteps, vmUndoHandlers } from '../../src/vm/undo.ts'
 import { VmWriter } from '../../src/vm/vm-writer.ts'
 import type { RestoreRequest } from '../../src/vss/restore-plan.ts'
 import { defaultLimits, type SessionEvent } from '../../src/vss/vocabulary.ts'
 import { FaultPlan, faulty } from '../sim/faulty.ts'
 import { simRecoveryTools } from '../sim/sim-recovery.ts'
 import { type SimVmSpec, type SimWorld, simulatedWorld } from '../sim/sim-world.ts'
+import { keepWorld } from '../sim/world-copy.ts'
 import { FaultClock, idle, stuck } from './fault-clock.ts'
 import { closeFilesOf, withFaultyFiles } from './faulty-files.ts'
+import { keepFiles } from './kept-files.ts'
+import { Watchdogs } from './watchdogs.ts'
 
 export const everyVm = { names: [], all: true, except: [] } as const
 export const inPlace: RestoreRequest = { networks: {}, start: false }
-
-/** Beyond the window; the watchdog's own. */
-const graceMs = 2000
 
 let directoryOfProcess: string | undefined
 
 export class Host implements AsyncDisposable {
   readonly directory: string
   readonly repository: string
-  readonly clock = new FaultClock()
+  readonly clock: FaultClock
   readonly world: SimWorld
+  readonly watchdogs: Watchdogs
   /** The longest that any guest has been frozen. */
   longestFreezeMs = 0
   readonly #frozenSince = new Map<string, number>()
   #lastMs = 0
 
-  private constructor(directory: string, vms: Readonly<Record<string, SimVmSpec>>) {
+  private constructor(directory: string, clock: FaultClock, world: SimWorld, waits: Watchdogs['waits'] = []) {
     this.directory = directory
     this.repository = join(directory, 'repository')
-    this.world = simulatedWorld(vms, { directory: join(directory, 'host'), clock: this.clock })
+    this.clock = clock
+    this.world = world
+    this.watchdogs = new Watchdogs(clock, this.handlers(world.connect(), clock), waits)
     this.clock.onMoved = (nowMs) => this.#look(nowMs)
   }
 
   static async create(vms: Readonly<Record<string, SimVmSpec>>): Promise<Host> {
-    // The same for every host of this process, one after the other: what a world has read of its paths stays read.
-    directoryOfProcess ??= mkdtempSync(join(fastDirectory(), 'umbra-fault-'))
-    const directory = directoryOfProcess
-    await rm(directory, { recursive: true, force: true })
-    mkdirSync(join(directory, 'host'), { recursive: true })
-    const host = new Host(directory, vms)
+    const directory = await emptyDirectory()
+    mkdirSync(join(directory, 'host'))
+    const clock = new FaultClock()
+    const host = new Host(directory, clock, simulatedWorld(vms, { directory: join(directory, 'host'), clock }))
     await using _ = await createRepository(host.repository, { chunkSizeBytes: 64 * 1024, encryption: 'none' })
     return host
+  }
+
+  /** Keeps how it is now, with no process alive on it. Each call of the answer makes a host like it, instead of this one. */
+  keep(): () => Promise<Host> {
+    const { directory } = this
+    const [files, world, nowMs] = [keepFiles(directory), keepWorld(this.world), this.clock.monotonicMs()]
+    const { waits } = this.watchdogs
+    const frozen = { longestMs: this.longestFreezeMs, since: [...this.#frozenSince], lastMs: this.#lastMs }
+    return async () => {
+      await emptyDirectory()
+      files.putBack()
+      const clock = new FaultClock(nowMs)
+      const host = new Host(directory, clock, world(clock), waits)
+      host.longestFreezeMs = frozen.longestMs
+      for (const [uuid, sinceMs] of frozen.since) host.#frozenSince.set(uuid, sinceMs)
+      host.#lastMs = frozen.lastMs
+      return host
+    }
   }
 
   get stateDirectory(): string {
@@ -117,6 +136,24 @@ export class Host implements AsyncDisposable {
   }
 }
 
+/** The same for every host of this process, one after the other: what a world has read of its paths stays read. */
+async function emptyDirectory(): Promise<string> {
+  directoryOfProcess ??= mkdtempSync(join(fastDirectory(), 'umbra-fault-'))
+  await rm(directoryOfProcess, { recursive: true, force: true })
+  mkdirSync(directoryOfProcess)
+  return directoryOfProcess
+}
+
+/** What `prepare` makes, made once and copied for each call. */
+export function preparedOnce<H extends { readonly host: Host }>(prepare: () => Promise<H>): () => Promise<H> {
+  let first: Promise<{ prepared: H; again: () => Promise<Host> }> | undefined
+  return async () => {
+    first ??= prepare().then((prepared) => ({ prepared, again: prepared.host.keep() }))
+    const { prepared, again } = await first
+    return { ...prepared, host: await again() }
+  }
+}
+
 export type Outcome<T> =
   | { readonly ended: 'done'; readonly value: T }
   | { readonly ended: 'failed'; readonly error: unknown }
@@ -142,7 +179,8 @@ export class Incarnation {
   readonly #clock: Clock
   readonly #options: IncarnationOptions
   readonly #foreignHandles: ReadonlySet<unknown>
-  readonly #watchdogs: PassThrough[] = []
+  /** To the watchdogs. */
+  readonly #pipes: PassThrough[] = []
 
   constructor(host: Host, plan = new FaultPlan(), options: IncarnationOptions = {}) {
     this.host = host
@@ -239,7 +277,7 @@ export class Incarnation {
     return this.#live(() =>
       recoverInterrupted(journalDirectory(this.host.stateDirectory), {
         handlersFor: async () => this.host.handlers(this.hypervisor, this.#clock),
-        urgent: ['thaw-guest'],
+        urgent: vmThawSteps,
         clock: this.#clock,
         tryLock: (scope, name) => this.#tryLock(scope, name),
       }),
@@ -276,7 +314,7 @@ export class Incarnation {
     for (const lock of this.#locks) await lock[Symbol.asyncDispose]()
     const { handles } = this.host.world
     for (const handle of handles) if (!this.#foreignHandles.has(handle)) handles.delete(handle)
-    for (const pipe of this.#watchdogs) pipe.destroy()
+    for (const pipe of this.#pipes) pipe.destroy()
   }
 
   #session(what: SessionOptions['what']): SessionOptions {
@@ -299,26 +337,10 @@ export class Incarnation {
     return lock
   }
 
-  /** The watchdog's own code on a pipe of this process; it has a connection and a clock of its own. */
   async #startWatchdog(journal: string): Promise<Watchdog> {
-    const { host } = this
-    const pipe = new PassThrough()
-    this.#watchdogs.push(pipe)
-    const hypervisor = host.world.connect()
-    const followed = followSession(linesOf(pipe), host.clock, async () => {
-      const { left } = readJournal(await readFile(journal, 'utf8'))
-      const handlers = host.handlers(hypervisor, host.clock)
-      for (const record of left) if (record.undo === 'thaw-guest') await runUndo(record, handlers, host.clock, 20_000)
-    }).catch(() => undefined)
-    return {
-      pid: 0,
-      hold: (windowMs) => void pipe.write(`hold ${windowMs + graceMs}\n`),
-      release: () => void pipe.write('release\n'),
-      async [Symbol.asyncDispose]() {
-        pipe.end('end\n')
-        await followed
-      },
-    }
+    const { watchdog, pipe } = this.host.watchdogs.start(journal)
+    this.#pipes.push(pipe)
+    return watchdog
   }
 
   async #openImages(images: readonly { name: string; image: DiskImage }[]) {

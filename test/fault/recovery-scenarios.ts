@@ -6,7 +6,7 @@ import assert from 'node:assert/strict'
 import type { Recovered } from '../../src/requester/journal.ts'
 import { FaultPlan } from '../sim/faulty.ts'
 import { backupScenarios } from './backup-scenarios.ts'
-import { type Host, Incarnation } from './harness.ts'
+import { type Host, Incarnation, preparedOnce } from './harness.ts'
 import type { Scenario } from './matrix.ts'
 import { restoreScenarios } from './restore-scenarios.ts'
 
@@ -29,7 +29,12 @@ interface HasHost {
   readonly host: Host
 }
 
-export type RecoveryScenario = Scenario<readonly Recovered[], HasHost>
+/** A host on which a process was killed, and what that process worked on, but for the host. */
+interface Killed<H> extends HasHost {
+  readonly workedOn: H
+}
+
+export type RecoveryScenario = Scenario<readonly Recovered[], Killed<HasHost>>
 
 export const recoveryScenarios: Readonly<Record<string, RecoveryScenario>> = {
   ...all(backups, backupScenarios),
@@ -51,29 +56,28 @@ function all<T, H extends HasHost>(
   return Object.fromEntries(named)
 }
 
-function scenario<T, H extends HasHost>(killed: Scenario<T, H>, call: RegExp): RecoveryScenario {
-  /** What the killed process worked on, by its host. */
-  const prepared = new WeakMap<Host, H>()
-  let at: number | undefined
+function scenario<T, H extends HasHost>(
+  killed: Scenario<T, H>,
+  call: RegExp,
+): Scenario<readonly Recovered[], Killed<H>> {
   return {
-    async prepare() {
-      at ??= await numberOf(killed, call)
-      const one = await killed.prepare()
-      prepared.set(one.host, one)
-      const { outcome } = await killed.run(one, new FaultPlan({ at, fault: 'kill after' }))
+    prepare: preparedOnce(async () => {
+      const at = await numberOf(killed, call)
+      const workedOn = await killed.prepare()
+      const { outcome } = await killed.run(workedOn, new FaultPlan({ at, fault: 'kill after' }))
       assert.equal(outcome.ended, 'killed')
-      return { host: one.host }
-    },
+      return { host: workedOn.host, workedOn }
+    }),
     async run({ host }, plan) {
       const incarnation = new Incarnation(host, plan)
       return { incarnation, outcome: await incarnation.recover() }
     },
-    async judge({ host }, outcome) {
+    async judge({ host, workedOn }, outcome) {
       // A step that failed stays, and the next recovery does it; one that was killed left its journal.
       const again = await host.recoverAll()
       const failed = again.flatMap((one) => one.failed).map((step) => `recovery failed again: ${step}`)
       const told = outcome.ended === 'done' ? outcome.value.flatMap((one) => one.failed) : []
-      const wrong = [...failed, ...(await killed.judge(prepared.get(host) as H, { ended: 'killed' }))]
+      const wrong = [...failed, ...(await killed.judge({ ...workedOn, host }, { ended: 'killed' }))]
       return wrong.length === 0 ? [] : [...wrong, ...told.map((step) => `at first: ${step}`)]
     },
   }

@@ -15,7 +15,7 @@ import { readConfiguration } from '../sim/sim-configuration.ts'
 import { verifyRecords } from '../sim/sim-records.ts'
 import { powerOf } from '../sim/sim-vm.ts'
 import { type SimWorld, uuidOf } from '../sim/sim-world.ts'
-import { Host, Incarnation, inPlace, type Outcome } from './harness.ts'
+import { Host, Incarnation, inPlace, type Outcome, preparedOnce } from './harness.ts'
 import { readStream } from './judge.ts'
 import { isIncomplete, type Scenario } from './matrix.ts'
 
@@ -91,7 +91,7 @@ export type RestoreScenario = Scenario<RestoreResult, Prepared>
 
 function scenario(one: RestoreCase): RestoreScenario {
   return {
-    prepare: () => prepare(one),
+    prepare: preparedOnce(() => prepare(one)),
     async run({ host, point }, plan) {
       const incarnation = new Incarnation(host, plan)
       return { incarnation, outcome: await incarnation.restore(point, ['web01'], one.request(host)) }

@@ -225,6 +225,11 @@ export class UnsyncedFiles implements RepositoryFiles {
   }
 }
 
+/** Without a stack, as those of node:fs/promises are; there are very many. */
 function systemError(code: string, syscall: string, path: string): Error {
-  return Object.assign(new Error(`${code}: ${syscall} '${path}'`), { code, syscall, path })
+  const { stackTraceLimit } = Error
+  Error.stackTraceLimit = 0
+  const error = new Error(`${code}: ${syscall} '${path}'`)
+  Error.stackTraceLimit = stackTraceLimit
+  return Object.assign(error, { code, syscall, path })
 }

@@ -2,6 +2,7 @@
  * Backup and restore of real VMs, end to end: every method, VMs that are off or many, restores in place, elsewhere, as a
  * new VM, and of VMs that were lost. Raw and qcow2 on a template, logical volumes, VHD and an NBD disk. The guests write
  * all the time, and judge by themselves what they got back.
+ * Takes long: begun before the others.
  */
 
 import assert from 'node:assert/strict'

@@ -2,6 +2,7 @@
  * What becomes of change tracking when things happen to a real VM and its disks: the table in docs/change-tracking.md, case by
  * case, on one VM with two qcow2 disks and a raw one, by the backup job provider itself. Whatever it believes is compared with
  * the whole disk.
+ * Takes long: begun before the others.
  */
 import assert from 'node:assert/strict'
 import { execFileSync, spawnSync } from 'node:child_process'
@@ -10,12 +11,13 @@ import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { after, before, describe, it } from 'node:test'
 import { createDisks } from '../../sample-guest/sample-guest.ts'
-import { Cleanup, memoryUndoLog } from '../../src/base/cleanup.ts'
+import { Cleanup } from '../../src/base/cleanup.ts'
 import { BackupJobProvider } from '../../src/libvirt/backup-job-provider.ts'
 import { backupJobUndoHandlers } from '../../src/libvirt/backup-job-undo.ts'
 import type { OverlayPlan } from '../../src/vm/hypervisor.ts'
 import type { ProviderSession, ShadowCopy, Volume } from '../../src/vss/provider.ts'
 import { contentOf, createSet, patched, stampsOf } from '../sim/backup-job-scene.ts'
+import { undoLog } from '../sim/undo-log.ts'
 import {
   agentAnswers,
   beginStage,
@@ -77,7 +79,7 @@ describe('change tracking of a real VM', { skip: skipLive, timeout: 300_000 }, (
 
   const session = (next: string, previous: readonly string[]): ProviderSession => ({
     snapshotSetId: crypto.randomUUID(),
-    undo: new Cleanup(memoryUndoLog(), backupJobUndoHandlers(stage.hypervisor)),
+    undo: new Cleanup(undoLog().log, backupJobUndoHandlers(stage.hypervisor)),
     emit: () => undefined,
     signal: new AbortController().signal,
     abandon: (reason) => assert.fail(reason),

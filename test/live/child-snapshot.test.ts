@@ -2,7 +2,7 @@
  * Child VM snapshots of real guests (W3, A1, A2): the guest takes its own snapshot and writes on for seconds before the
  * host takes its copies; what is restored is exactly what was acknowledged up to the guest's instant. On classic LVM, on
  * thin LVM and on btrfs, by each way of recovery; and the same without recovery, to know that the test sees the gap.
- * Runs alone: its guests must answer in time.
+ * Runs late: its guests must answer in time.
  */
 import assert from 'node:assert/strict'
 import { execFileSync } from 'node:child_process'

@@ -37,6 +37,11 @@ export async function bootOriginal(
 
 /** The name must be as long as the original's, and neither may occur in another word of the description. */
 export async function cloneOf(stage: Stage, original: Original, name: string): Promise<StageVm> {
+  return await awake(stage, await restoredClone(stage, original, name))
+}
+
+/** Its memory is there and it stands still. */
+async function restoredClone(stage: Stage, original: Original, name: string): Promise<StageVm> {
   const directory = vmDirectory(stage, name)
   await mkdir(directory, { recursive: true })
   const disks = original.disks.map((disk) => ({ ...disk, path: join(directory, basename(disk.path)) }))
@@ -51,9 +56,12 @@ export async function cloneOf(stage: Stage, original: Original, name: string): P
   const memory = join(directory, 'memory')
   await writeMemoryOf(original, { name, uuid }, memory)
   await stage.hypervisor.restoreSaved(memory)
-  await stage.hypervisor.resume(uuid)
   await rm(memory)
-  const vm = { name, uuid, directory }
+  return { name, uuid, directory }
+}
+
+async function awake(stage: Stage, vm: StageVm): Promise<StageVm> {
+  await stage.hypervisor.resume(vm.uuid)
   await agentAnswers(stage, vm)
   return vm
 }
@@ -82,6 +90,12 @@ function uuidOf({ directory }: Stage, name: string): string {
   )
 }
 
-/** Several at a time: starting a VM is mostly waiting. */
-export const clonesOf = (stage: Stage, original: (name: string) => Original, names: readonly string[]) =>
-  mapLimit(names, 3, (name) => cloneOf(stage, original(name), name))
+/** Several at a time: starting a VM is mostly waiting. None runs before all are there, so that it takes no time from others. */
+export async function clonesOf(
+  stage: Stage,
+  original: (name: string) => Original,
+  names: readonly string[],
+): Promise<readonly StageVm[]> {
+  const clones = await mapLimit(names, 3, (name) => restoredClone(stage, original(name), name))
+  return await mapLimit(clones, 3, (clone) => awake(stage, clone))
+}

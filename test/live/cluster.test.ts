@@ -3,7 +3,7 @@
  * failure and does nothing that it was not asked to do; and what it does when a VM is saved behind its back, so that these
  * tests are known to see it.
  *
- * Runs alone: a cluster expects answers in time, and there is one of it on a host.
+ * Runs late: a cluster expects answers in time, and there is one of it on a host.
  */
 import assert from 'node:assert/strict'
 import { existsSync } from 'node:fs'

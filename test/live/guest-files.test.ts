@@ -16,7 +16,7 @@ import { readConfiguration } from '../../src/config.ts'
 import { copyOut } from '../../src/guest-files/copy-out.ts'
 import { parsePlace } from '../../src/guest-files/guest-path.ts'
 import { helperVmImages } from '../../src/libvirt/helper-vm-images.ts'
-import { createRepository, type Repository } from '../../src/repository/repository.ts'
+import { createRepository, openRepository, type Repository } from '../../src/repository/repository.ts'
 import { storeVms } from '../sim/stored-vm.ts'
 import { runUmbra } from '../umbra-process.ts'
 import { guestDisks, sceneUuid } from './guest-files-scene.ts'
@@ -55,7 +55,8 @@ describe('the files of a recovery point', { skip, concurrency: false }, () => {
     Object.assign(screen, { note: (note: string) => notes.push(note) })
     const point = await repository.point('latest').catch(async () => (await repository.listPoints())[0])
     assert.ok(point !== undefined)
-    session = await openGuestFiles(point, undefined, { settings, signal: cancel.signal, screen })
+    const openAgain = () => openRepository(inside('repository'))
+    session = await openGuestFiles({ point, vm: undefined, openAgain }, { settings, signal: cancel.signal, screen })
   })
   after(async () => {
     await session?.[Symbol.asyncDispose]()

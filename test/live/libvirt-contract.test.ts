@@ -1,6 +1,7 @@
 /**
  * The contract of the Hypervisor port, on real VMs: the adapter of src/libvirt with a libvirtd of its own, QEMU and the
  * sample guest. On qcow2 disks; raw ones and disks behind NBD are in libvirt-overlays.test.ts.
+ * Takes long: begun before the others.
  */
 import { after, before, describe } from 'node:test'
 import { hypervisorContract } from '../contract/hypervisor.contract.ts'

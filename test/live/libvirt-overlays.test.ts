@@ -228,71 +228,75 @@ describe('overlays and memory images', { skip: skipLive, timeout: 600_000 }, () 
     for (const { target, base } of plans) assert.deepEqual(await scene.image(target), base)
     await scene.nothingIsLost()
   })
-})
 
-describe('an overlay that the VM is not on', { skip: skipLive, timeout: 600_000 }, () => {
-  let scene: Scene
-  before(async () => {
-    scene = await Scene.begin('raw')
-  })
-  after(async () => {
-    await scene[Symbol.asyncDispose]()
-  })
+  describe('one that the VM is not on', () => {
+    it('is kept when it holds data that no disk of the VM has', async () => {
+      const { configuration } = await scene.hypervisor.vm(name)
+      const [plan] = await scene.overlay(['sda'])
+      assert.ok(plan)
+      await scene.inside('echo precious > /root/precious; sync')
+      await scene.hypervisor.turnOff(scene.uuid)
+      const onOverlay = (await scene.hypervisor.vm(name)).configuration
+      await scene.hypervisor.define(configuration)
+      await assert.rejects(scene.hypervisor.mergeOverlay(scene.uuid, plan), refused)
+      await scene.hypervisor.start(scene.uuid)
+      await assert.rejects(scene.hypervisor.mergeOverlay(scene.uuid, plan), refused)
+      await access(plan.overlay)
+      await scene.hypervisor.turnOff(scene.uuid)
+      await scene.hypervisor.define(onOverlay)
+      await scene.merge([plan])
+      await scene.start()
+      assert.equal(await scene.inside('cat /root/precious'), 'precious')
+    })
 
-  it('is kept when it holds data that no disk of the VM has', async () => {
-    const { configuration } = await scene.hypervisor.vm(name)
-    const [plan] = await scene.overlay(['sda'])
-    assert.ok(plan)
-    await scene.inside('echo precious > /root/precious; sync')
-    await scene.hypervisor.turnOff(scene.uuid)
-    const onOverlay = (await scene.hypervisor.vm(name)).configuration
-    await scene.hypervisor.define(configuration)
-    await assert.rejects(scene.hypervisor.mergeOverlay(scene.uuid, plan), refused)
-    await scene.hypervisor.start(scene.uuid)
-    await assert.rejects(scene.hypervisor.mergeOverlay(scene.uuid, plan), refused)
-    await access(plan.overlay)
-    await scene.hypervisor.turnOff(scene.uuid)
-    await scene.hypervisor.define(onOverlay)
-    await scene.merge([plan])
-    await scene.start()
-    assert.equal(await scene.inside('cat /root/precious'), 'precious')
-  })
+    it('is deleted when it is marked as merged, kept when it is not', async () => {
+      const [plan] = await scene.overlay(['sda'])
+      assert.ok(plan)
+      await scene.inside('date > /root/date; sync')
+      await scene.hypervisor.turnOff(scene.uuid)
+      await copyFile(plan.overlay, `${plan.overlay}.copy`)
+      await scene.merge([plan])
+      await rename(`${plan.overlay}.copy`, plan.overlay)
+      await assert.rejects(scene.hypervisor.mergeOverlay(scene.uuid, plan), refused)
+      await markMerged(plan.overlay)
+      await scene.merge([plan])
+      await scene.start()
+    })
 
-  it('is deleted when it is marked as merged, kept when it is not', async () => {
-    const [plan] = await scene.overlay(['sda'])
-    assert.ok(plan)
-    await scene.inside('date > /root/date; sync')
-    await scene.hypervisor.turnOff(scene.uuid)
-    await copyFile(plan.overlay, `${plan.overlay}.copy`)
-    await scene.merge([plan])
-    await rename(`${plan.overlay}.copy`, plan.overlay)
-    await assert.rejects(scene.hypervisor.mergeOverlay(scene.uuid, plan), refused)
-    await markMerged(plan.overlay)
-    await scene.merge([plan])
-    await scene.start()
-  })
+    it('is never deleted while a program writes to it', async () => {
+      const stray = join(scene.host.directory, 'stray.overlay')
+      const base = await scene.image('sda')
+      execFileSync('qemu-img', [
+        'create',
+        '-q',
+        '-u',
+        '-f',
+        'qcow2',
+        '-b',
+        locationOf(base),
+        '-F',
+        'qcow2',
+        stray,
+        '96M',
+      ])
+      const socket = join(scene.host.directory, 'stray.sock')
+      const open = ['-t', '-f', 'raw', '-k', socket, '--pid-file', `${socket}.pid`, '--fork', stray]
+      execFileSync('qemu-nbd', open)
+      const plan = { target: 'sda', overlay: stray, base }
+      await assert.rejects(scene.hypervisor.mergeOverlay(scene.uuid, plan), refused)
+      process.kill(Number(await readFile(`${socket}.pid`, 'utf8')))
+      await setTimeout(500)
+      await scene.merge([plan])
+    })
 
-  it('is never deleted while a program writes to it', async () => {
-    const stray = join(scene.host.directory, 'stray.overlay')
-    const base = await scene.image('sda')
-    execFileSync('qemu-img', ['create', '-q', '-u', '-f', 'qcow2', '-b', locationOf(base), '-F', 'qcow2', stray, '96M'])
-    const socket = join(scene.host.directory, 'stray.sock')
-    const open = ['-t', '-f', 'raw', '-k', socket, '--pid-file', `${socket}.pid`, '--fork', stray]
-    execFileSync('qemu-nbd', open)
-    const plan = { target: 'sda', overlay: stray, base }
-    await assert.rejects(scene.hypervisor.mergeOverlay(scene.uuid, plan), refused)
-    process.kill(Number(await readFile(`${socket}.pid`, 'utf8')))
-    await setTimeout(500)
-    await scene.merge([plan])
-  })
-
-  it('is deleted when it is empty, as a power cut may leave it; kept when it is something else', async () => {
-    const plan = { target: 'sda', overlay: join(scene.host.directory, 'odd.overlay'), base: await scene.image('sda') }
-    await writeFile(plan.overlay, 'not an overlay')
-    await assert.rejects(scene.hypervisor.mergeOverlay(scene.uuid, plan), refused)
-    await writeFile(plan.overlay, '')
-    await scene.merge([plan])
-    assert.equal((await imageInfo(locationOf(plan.base), 'qcow2')).format, 'qcow2')
+    it('is deleted when it is empty, as a power cut may leave it; kept when it is something else', async () => {
+      const plan = { target: 'sda', overlay: join(scene.host.directory, 'odd.overlay'), base: await scene.image('sda') }
+      await writeFile(plan.overlay, 'not an overlay')
+      await assert.rejects(scene.hypervisor.mergeOverlay(scene.uuid, plan), refused)
+      await writeFile(plan.overlay, '')
+      await scene.merge([plan])
+      assert.equal((await imageInfo(locationOf(plan.base), 'qcow2')).format, 'qcow2')
+    })
   })
 })
 

@@ -11,7 +11,6 @@ import {
   createDisks,
   type DiskFormat,
   type PrivateLibvirtd,
-  privateLibvirtd,
   type SampleGuestImages,
   sampleGuestXml,
 } from '../../sample-guest/sample-guest.ts'
@@ -20,6 +19,7 @@ import { connectHypervisor, type LibvirtHypervisor } from '../../src/libvirt/lib
 import { makeOverlay } from '../../src/libvirt/overlay-file.ts'
 import type { DiskImage } from '../../src/vm/hypervisor.ts'
 import type { HypervisorContractWorld } from '../contract/hypervisor.contract.ts'
+import { ownLibvirtd } from './own-libvirtd.ts'
 
 const needed = ['libvirtd', 'virsh', 'qemu-img', 'qemu-system-x86_64', 'debugfs', 'e2fsck']
 const isMissing = (program: string) => spawnSync('sh', ['-c', `command -v ${program}`]).status !== 0
@@ -67,7 +67,7 @@ export async function beginLiveHost(name: string, guestLimits: Partial<GuestLimi
   // Before libvirtd: its mount namespace may not see what is mounted later.
   execFileSync('mount', ['-t', 'tmpfs', '-o', `size=${overlaySpace}`, 'umbra-overlays', overlays])
   stack.defer(() => void execFileSync('umount', [overlays]))
-  const libvirtd = stack.use(await privateLibvirtd(join(directory, 'libvirtd')))
+  const libvirtd = stack.use(await ownLibvirtd(join(directory, 'libvirtd')))
   const images = await buildSampleGuest()
   const hypervisor = stack.use(await connectHypervisor(libvirtd.uri, { guestLimits }))
   const owned = stack.move()

@@ -9,7 +9,7 @@ import { it } from 'node:test'
 import { failure } from '../../src/errors.ts'
 import { rejectsWith } from '../contract/hypervisor-scene.ts'
 import { around } from './hooks.ts'
-import { dbMac, type Scene, smallMount } from './scene.ts'
+import { dbMac, onlyRun, type Scene, smallMount } from './scene.ts'
 import { acknowledged, agentAnswers, bootOf, verdictAtBoot, virsh, vmDirectory } from './stage.ts'
 import { backUp, nothingIsLeft, restoreVm, stateOf } from './stage-session.ts'
 
@@ -19,6 +19,7 @@ export function restoreTests(scene: () => Scene): void {
 
   it('brings a VM back of which everything was lost', async () => {
     const { stage, db } = scene()
+    await onlyRun(scene(), 'db')
     before = await acknowledged(stage, db)
     point = (await backUp(stage, ['db'], { policy: { require: 'filesystem' } })).recoveryPoint
     const former = await stage.hypervisor.vm(db.uuid)

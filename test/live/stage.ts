@@ -11,16 +11,17 @@ import {
   buildSampleGuest,
   type GuestDisk,
   type PrivateLibvirtd,
-  privateLibvirtd,
   type SampleGuestImages,
   type SampleGuestOptions,
   sampleGuestXml,
 } from '../../sample-guest/sample-guest.ts'
+import { mapLimit } from '../../src/base/async.ts'
 import type { Settings } from '../../src/compose.ts'
 import type { GuestLimits } from '../../src/libvirt/guest-agent.ts'
 import { connectHypervisor, type LibvirtHypervisor } from '../../src/libvirt/libvirt-hypervisor.ts'
 import { createRepository, type Repository } from '../../src/repository/repository.ts'
 import type { BackupPolicy } from '../../src/vm/method.ts'
+import { ownLibvirtd } from './own-libvirtd.ts'
 
 const needed = ['libvirtd', 'virsh', 'qemu-img', 'qemu-nbd', 'qemu-system-x86_64', 'debugfs', 'e2fsck', 'mount']
 const missing =
@@ -81,9 +82,10 @@ export async function beginStage(
     } else await mountLoop(directory, place, mount)
   }
   const images = await buildSampleGuest()
-  const libvirtd = await privateLibvirtd(libvirtdDirectory)
+  const libvirtd = await ownLibvirtd(libvirtdDirectory)
   const owned = stack.use(new AsyncDisposableStack())
   const hypervisor = stack.use(await connectHypervisor(libvirtd.uri, guestLimits === undefined ? {} : { guestLimits }))
+  stack.defer(() => turnOffAll(hypervisor).catch(() => undefined))
   const repository = stack.use(await createRepository(join(directory, 'repository'), { encryption: 'none' }))
   const settings = { connect: libvirtd.uri, stateDirectory: join(directory, 'state') }
   const all = stack.move()
@@ -99,6 +101,12 @@ export async function beginStage(
     owned,
     [Symbol.asyncDispose]: dispose,
   }
+}
+
+/** Side by side, as each is waited for; what does not go is ended with libvirtd. */
+async function turnOffAll(hypervisor: LibvirtHypervisor): Promise<void> {
+  const running = (await hypervisor.listVms()).filter(({ power }) => power === 'running' || power === 'paused')
+  await mapLimit(running, 8, ({ uuid }) => hypervisor.turnOff(uuid))
 }
 
 async function mountLoop(directory: string, place: string, { type, sizeBytes }: StageMount): Promise<void> {
@@ -194,6 +202,10 @@ export async function inside({ hypervisor }: Stage, { uuid }: { uuid: string }, 
 
 export const bootOf = (stage: Stage, vm: { uuid: string }): Promise<string> =>
   inside(stage, vm, 'cat /proc/sys/kernel/random/boot_id')
+
+/** What a guest wrote to its console so far. */
+export const consoleOf = ({ directory }: Stage, { name }: { name: string }): Promise<string> =>
+  readFile(join(directory, `${name}.console`), 'latin1')
 
 /** The last record that is surely on stable storage on both disks: the one before the last that was written. */
 export async function acknowledged(stage: Stage, vm: { uuid: string }): Promise<number> {

@@ -9,7 +9,7 @@ import { mkdir, readdir, readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { after, afterEach, before, describe, it } from 'node:test'
 import { createDisks, type DiskFormat } from '../../sample-guest/sample-guest.ts'
-import { Cleanup, memoryUndoLog } from '../../src/base/cleanup.ts'
+import { Cleanup } from '../../src/base/cleanup.ts'
 import { recover } from '../../src/compose.ts'
 import { openHostFile } from '../../src/disk/host-file.ts'
 import { reflinkWay, subvolumeWay, volumeUndoHandlers } from '../../src/host-volumes/copy-ways.ts'
@@ -19,6 +19,7 @@ import { exportDisks } from '../../src/libvirt/disk-export.ts'
 import { chooseProvider, type Provider, type Volume } from '../../src/vss/provider.ts'
 import type { HeldWrites } from '../../src/vss/windows.ts'
 import { providerContract } from '../contract/provider.contract.ts'
+import { undoLog } from '../sim/undo-log.ts'
 import { killedAt } from './crash-tests.ts'
 import { around, duringTransfer, type Hook } from './hooks.ts'
 import {
@@ -225,7 +226,7 @@ describe('copies where the files lie', { skip: skipLive || types.length === 0, t
     const all = [subvolumeWay, reflinkWay].map((way) => new HostVolumeProvider(way(fileSystems), options))
     const provider: Provider | undefined = await chooseProvider(all, volume)
     assert.ok(provider !== undefined, `no provider on ${type}`)
-    await using undo = new Cleanup(memoryUndoLog(), volumeUndoHandlers(fileSystems))
+    await using undo = new Cleanup(undoLog().log, volumeUndoHandlers(fileSystems))
     const signal = new AbortController().signal
     const session = { snapshotSetId: crypto.randomUUID(), undo, emit: () => undefined, signal, abandon: assert.fail }
     await provider.beginPrepareSnapshot(session, volume, 0)

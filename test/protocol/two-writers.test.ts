@@ -6,7 +6,7 @@ import assert from 'node:assert/strict'
 import { readdir, rename } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
 import { describe, test } from 'node:test'
-import { Cleanup, memoryUndoLog } from '../../src/base/cleanup.ts'
+import { Cleanup } from '../../src/base/cleanup.ts'
 import { systemClock } from '../../src/base/clock.ts'
 import { primaryError } from '../../src/base/failure.ts'
 import { CopyingProvider } from '../../src/files/copying-provider.ts'
@@ -21,6 +21,7 @@ import type { ComponentRestorePlan } from '../../src/vss/restore-plan.ts'
 import type { FileRestoreStatus } from '../../src/vss/vocabulary.ts'
 import { filesIn, HostApplication } from '../sim/host-application.ts'
 import { bytesAsSource, Recorder, RecordingProvider, RecordingWriter } from '../sim/recording.ts'
+import { undoLog } from '../sim/undo-log.ts'
 import { assertTrace } from './trace.ts'
 import { addEverything, world } from './world.ts'
 
@@ -161,20 +162,15 @@ describe('two unrelated writers in one snapshot set (V1)', () => {
 
   test('an application that was frozen when its host died is thawed by the undo record alone', async () => {
     await using host = await ledger()
-    const log = memoryUndoLog()
-    const records: { undo: string }[] = []
-    const add = async (record: { undo: string }) => {
-      records.push(record)
-      return log.add(record)
-    }
-    const undo = new Cleanup({ ...log, add }, {})
+    const { records, log } = undoLog()
+    const undo = new Cleanup(log, {})
     const { components } = await host.files.onIdentify()
     const { signal } = host.controller
     const session = { snapshotSetId: 's', components, undo, emit: host.service.emit, signal }
     await host.files.onPrepareSnapshot(session)
     await host.files.onFreeze(session)
     assert.equal(await host.application.frozen(), true)
-    const stored = JSON.parse(JSON.stringify(records)) as { undo: string }[]
+    const stored = JSON.parse(JSON.stringify([...records.values()])) as { undo: string }[]
     for (let run = 0; run < 2; run++) for (const record of stored) await filesUndoHandlers[record.undo]?.(record)
     assert.equal(await host.application.frozen(), false)
   })

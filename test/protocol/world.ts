@@ -2,7 +2,7 @@
  * A host for protocol tests: writers, providers, a clock that stands still, the host-wide lock, and a requester that
  * makes VSS's calls in their order. Everything is in memory.
  */
-import { Cleanup, memoryUndoLog, type UndoHandlers } from '../../src/base/cleanup.ts'
+import { Cleanup, type UndoHandlers } from '../../src/base/cleanup.ts'
 import { failure } from '../../src/errors.ts'
 import { BackupComponents, type VssService } from '../../src/vss/backup-components.ts'
 import { refOf } from '../../src/vss/components.ts'
@@ -11,6 +11,7 @@ import { defaultLimits, type SessionLimits } from '../../src/vss/vocabulary.ts'
 import type { Writer } from '../../src/vss/writer.ts'
 import { ManualClock } from '../sim/manual-clock.ts'
 import { Recorder, RecordingProvider, RecordingWriter } from '../sim/recording.ts'
+import { undoLog } from '../sim/undo-log.ts'
 
 export interface World {
   readonly recorder: Recorder
@@ -40,7 +41,7 @@ export function world(options: {
     providers: options.providers,
     limits: { ...defaultLimits, ...options.limits },
     clock,
-    undo: new Cleanup(memoryUndoLog(), options.undoHandlers ?? {}, { clock }),
+    undo: new Cleanup(undoLog().log, options.undoHandlers ?? {}, { clock }),
     emit: recorder.emit,
     quiet: { hold: (ms) => void quiet.push(`hold ${ms}`), release: () => void quiet.push('release') },
     signal: controller.signal,

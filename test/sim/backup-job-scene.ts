@@ -6,7 +6,7 @@ import assert from 'node:assert/strict'
 import { mkdtemp, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { Cleanup, memoryUndoLog } from '../../src/base/cleanup.ts'
+import { Cleanup } from '../../src/base/cleanup.ts'
 import { BackupJobProvider, type BackupJobProviderOptions } from '../../src/libvirt/backup-job-provider.ts'
 import { backupJobUndoHandlers } from '../../src/libvirt/backup-job-undo.ts'
 import { defaultPolicy } from '../../src/vm/method.ts'
@@ -17,6 +17,7 @@ import { type FaultAt, FaultPlan, faulty } from './faulty.ts'
 import { leftovers } from './leftovers.ts'
 import type { ManualClock } from './manual-clock.ts'
 import { type SimVmSpec, type SimWorld, simulatedWorld } from './sim-world.ts'
+import { undoLog } from './undo-log.ts'
 
 export const tracked = { sizeBytes: 512 * 1024, format: 'qcow2' } as const
 export const untracked = { sizeBytes: 256 * 1024 } as const
@@ -72,7 +73,7 @@ export async function backupJobScene(fault?: FaultAt): Promise<BackupJobScene> {
       }),
     session: (stamps) => ({
       snapshotSetId: crypto.randomUUID(),
-      undo: new Cleanup(memoryUndoLog(), undoHandlers, { clock }),
+      undo: new Cleanup(undoLog().log, undoHandlers, { clock }),
       emit: ({ event }) => void events.push(event),
       signal: new AbortController().signal,
       abandon: (reason) => void abandoned.push(reason),

@@ -32,15 +32,19 @@ export interface FileTable {
   set(path: string, file: SimFile): void
   delete(path: string): void
   paths(): string[]
+  copy(): FileTable
 }
 
-function memoryFiles(): FileTable {
-  const files = new Map<string, SimFile>()
+/** A layer is written to, and gets a copy of its own; the other kinds are replaced as a whole. */
+export const copyOfFile = (file: SimFile): SimFile => (file instanceof SimLayer ? file.copy() : file)
+
+function memoryFiles(files = new Map<string, SimFile>()): FileTable {
   return {
     get: (path) => files.get(path),
     set: (path, file) => void files.set(path, file),
     delete: (path) => void files.delete(path),
     paths: () => [...files.keys()].sort(),
+    copy: () => memoryFiles(new Map([...files].map(([path, file]) => [path, copyOfFile(file)]))),
   }
 }
 
@@ -50,6 +54,13 @@ export class HostFiles {
 
   constructor(files: FileTable = memoryFiles()) {
     this.#files = files
+  }
+
+  /** Those that exist for real are the same; all others are copies. */
+  copy(): HostFiles {
+    const copy = new HostFiles(this.#files.copy())
+    copy.capacityBytes = this.capacityBytes
+    return copy
   }
 
   get usedBytes(): number {

@@ -2,11 +2,33 @@
  * Host files of the simulated world that exist for real beneath one directory, so that code which renames, links or
  * removes them meets the world. Plain bytes are there as they are; an image or a memory image is a line that names it.
  */
-import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { closeSync, mkdirSync, openSync, readdirSync, readFileSync, readSync, rmSync, writeFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'
-import type { FileTable, SimFile } from './host-files.ts'
+import { copyOfFile, type FileTable, type SimFile } from './host-files.ts'
 
 const mark = 'umbra-simulated-file '
+
+const buffer = Buffer.alloc(64)
+
+/** A line that names a file is shorter; undefined without a file. Asked for at every step of every guest. */
+function firstBytes(path: string): string | undefined {
+  const descriptor = tryOpen(path)
+  if (descriptor === undefined) return undefined
+  try {
+    return buffer.toString('latin1', 0, readSync(descriptor, buffer, 0, buffer.length, 0))
+  } finally {
+    closeSync(descriptor)
+  }
+}
+
+function tryOpen(path: string): number | undefined {
+  try {
+    return openSync(path, 'r')
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return undefined
+    throw error
+  }
+}
 
 export class RealFiles implements FileTable {
   readonly #directory: string
@@ -21,10 +43,9 @@ export class RealFiles implements FileTable {
 
   get(path: string): SimFile | undefined {
     if (!this.#isHere(path)) return this.#elsewhere.get(path)
-    if (!existsSync(path)) return undefined
-    const bytes = readFileSync(path)
-    const line = bytes.length < 64 ? bytes.toString() : ''
-    return line.startsWith(mark) ? this.#named[Number(line.slice(mark.length))] : { bytes }
+    const line = firstBytes(path)
+    if (line === undefined) return undefined
+    return line.startsWith(mark) ? this.#named[Number(line.slice(mark.length))] : { bytes: readFileSync(path) }
   }
 
   set(path: string, file: SimFile): void {
@@ -39,6 +60,13 @@ export class RealFiles implements FileTable {
   delete(path: string): void {
     if (this.#isHere(path)) rmSync(path, { force: true })
     this.#elsewhere.delete(path)
+  }
+
+  copy(): RealFiles {
+    const copy = new RealFiles(this.#directory)
+    for (const file of this.#named) copy.#named.push(copyOfFile(file))
+    for (const [path, file] of this.#elsewhere) copy.#elsewhere.set(path, copyOfFile(file))
+    return copy
   }
 
   paths(): string[] {

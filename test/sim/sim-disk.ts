@@ -35,6 +35,14 @@ export class SimLayer {
     this.backing = backing
   }
 
+  /** The same content in a layer of its own. Clusters are replaced and never changed, so that both can have them. */
+  copy(): SimLayer {
+    const copy = new SimLayer(this.format, this.sizeBytes, this.backing)
+    for (const [index, cluster] of this.clusters) copy.clusters.set(index, cluster)
+    for (const [name, bitmap] of this.watch.bitmaps) copy.watch.bitmaps.set(name, structuredClone(bitmap))
+    return copy
+  }
+
   /** What the file occupies on the host; a layer on another one is never free. */
   get allocatedBytes(): number {
     return (this.clusters.size + (this.format === 'raw' ? 0 : 1)) * clusterBytes

@@ -77,7 +77,10 @@ export class SimWorkload {
     const live = this.#running
     if (live === undefined) return
     if (live.memory.frozen.includes(target)) live.memory.blockedWrites.push({ target, offset, data })
-    else this.#store(target, offset, data)
+    else {
+      const image = this.disks.find((disk) => disk.target === target)?.image
+      if (image !== undefined) this.#store(this.#world.files.disk(image), offset, data)
+    }
   }
 
   /** What was held back while frozen happens now. */
@@ -118,16 +121,15 @@ export class SimWorkload {
   #append(log: Log, sequence: number, type: 'W' | 'Q'): boolean {
     const at = (sequence - 1) * recordBytes
     if (at + recordBytes > log.area.length) return false
-    return this.#store(log.target, log.area.offset + at, encodeRecord(sequence, type))
+    return this.#store(log.disk, log.area.offset + at, encodeRecord(sequence, type))
   }
 
   /** As QEMU does by default, a full host pauses the VM; the write is tried again after `resume`. */
-  #store(target: string, offset: number, data: Uint8Array): boolean {
+  #store(disk: SimDisk, offset: number, data: Uint8Array): boolean {
     const live = this.#running
-    const image = this.disks.find((disk) => disk.target === target)?.image
-    if (live === undefined || image === undefined) return false
+    if (live === undefined) return false
     try {
-      this.#world.files.disk(image).write(offset, data)
+      disk.write(offset, data)
       return true
     } catch (error) {
       if (!(error instanceof NoSpaceError)) throw error

@@ -67,6 +67,8 @@ export interface SimWorldOptions {
   readonly hostCapacityBytes?: number
   /** An empty directory: host files exist beneath it for real, for code that renames or removes them itself. */
   readonly directory?: string
+  /** The files that there are; none, or those beneath `directory`, unless told. */
+  readonly files?: HostFiles
 }
 
 export interface SimNetwork extends NetworkFacts {
@@ -99,9 +101,10 @@ export class SimWorld implements AsyncDisposable {
   constructor(options: SimWorldOptions = {}) {
     this.clock = options.clock ?? new ManualClock()
     this.#directory = options.directory ?? ''
-    this.files = new HostFiles(options.directory === undefined ? undefined : new RealFiles(options.directory))
+    this.files =
+      options.files ?? new HostFiles(options.directory === undefined ? undefined : new RealFiles(options.directory))
     this.stepsPerCall = options.stepsPerCall ?? 1
-    this.files.capacityBytes = options.hostCapacityBytes ?? Number.POSITIVE_INFINITY
+    this.files.capacityBytes = options.hostCapacityBytes ?? this.files.capacityBytes
     this.networks.set('default', { name: 'default', kind: 'network', active: true, isolated: false })
     this.hypervisor = this.connect()
     this.beginning = remember(this)

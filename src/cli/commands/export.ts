@@ -94,6 +94,7 @@ async function environmentOf(
     clock: systemClock,
     signal,
     onProgress: screen.progress,
+    onAbandoned: (paths) => screen.note(`removed what an export that was killed had left: ${paths.join(', ')}`),
     onStep: (vm, step) => screen.say(`${vm}: ${step}`),
   }
 }

@@ -15,6 +15,7 @@ import { type CommandContext, openSettledRepository, type Report, type Run, reco
 import { fileDocument, fileLine, fileSystemsText, filesText } from '../guest-files-listing.ts'
 import { type GuestFilesSession, openGuestFiles } from '../guest-files-session.ts'
 import { bytesText, countText } from '../output.ts'
+import { unlockOf } from '../passphrase.ts'
 
 interface Options {
   readonly vm?: string
@@ -76,10 +77,12 @@ async function files(
   context: CommandContext,
 ): Promise<Report> {
   const work = prepare(verb, paths, options, context)
-  await using repository = await openSettledRepository(context.settings, { signal: context.signal })
+  const unlock = unlockOf(context.settings)
+  const openAgain = () => openSettledRepository(context.settings, { signal: context.signal }, unlock)
+  await using repository = await openAgain()
   const point = await choosePoint(repository, wanted, options.vm === undefined ? [] : [options.vm])
   await recoverFirst(context, 'continue')
-  await using session = await openGuestFiles(point, options.vm, context)
+  await using session = await openGuestFiles({ point, vm: options.vm, openAgain }, context)
   const { document, text } = await work(session)
   return {
     document: { recoveryPoint: point.id, vm: session.vm, ...document },

@@ -13,6 +13,7 @@ import {
   dropInstant,
   finishInstant,
   newToken,
+  type OpenedRepository,
   type PlannedInstant,
   planInstantRestore,
 } from '../../requester/instant.ts'
@@ -109,7 +110,7 @@ async function beginCommand(wanted: string, options: Options, context: CommandCo
   const planned = await planInstantRestore(point, options.vm, request, environment)
   if (dryRun) return planReport(point.id, planned)
   const begun = await beginInstant(point, planned, opened, environment, early)
-  if (options.finish) await finish(await readRecord(settings.stateDirectory, as), context)
+  if (options.finish) await finish(await readRecord(settings.stateDirectory, as), opened, context)
   return { document: { ...begun, finished: options.finish === true }, text: begunText(begun, options.finish === true) }
 }
 
@@ -190,8 +191,11 @@ async function describe(record: InstantRecord, { stateDirectory }: CommandContex
   }
 }
 
-async function finish(record: InstantRecord, { settings, signal, screen }: CommandContext): Promise<void> {
-  await using opened = await openForInstant(settings, record.repository)
+async function finish(
+  record: InstantRecord,
+  opened: OpenedRepository,
+  { settings, signal, screen }: CommandContext,
+): Promise<void> {
   await using hypervisor = await openInstantHypervisor({ connect: record.uri })
   const meters = new Map(record.disks.map(({ target }) => [target, screen.meter(`${record.name} ${target}`)]))
   await finishInstant(record, opened, instantEnvironment(settings, hypervisor), {
@@ -202,7 +206,8 @@ async function finish(record: InstantRecord, { settings, signal, screen }: Comma
 
 async function finishCommand(name: string, context: CommandContext): Promise<Report> {
   const record = await readRecord(context.settings.stateDirectory, name)
-  await finish(record, context)
+  await using opened = await openForInstant(context.settings, record.repository)
+  await finish(record, opened, context)
   const disks = record.disks.map(({ overlay }) => overlay)
   return { document: { name, finished: true, disks }, text: `${name} is a VM of its own now: ${disks.join(', ')}` }
 }

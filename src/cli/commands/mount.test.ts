@@ -99,6 +99,21 @@ describe('umbra export', () => {
     assert.equal(end.exitCode, 130, end.stderr)
     assert.deepEqual(await readdir(inside('cancelled')), [])
   })
+
+  it('leaves files aside when it is killed, which the next one there removes', async () => {
+    await mkdir(inside('again'))
+    const words = ['export', 'latest', '--to', inside('again')]
+    const killed = spawn(program, words, { env: { ...process.env, ...environment() } })
+    await said(killed, 'written')
+    killed.kill('SIGKILL')
+    await endOf(killed)
+    const left = await readdir(inside('again'))
+    assert.ok(left.length > 0 && left.every((name) => name.includes('.umbra-new-')), left.join())
+    const end = await runUmbra(words, environment())
+    assert.equal(end.exitCode, 0, end.stderr)
+    assert.match(end.stderr, /removed what an export that was killed had left: .*umbra-new/)
+    assert.deepEqual((await readdir(inside('again'))).sort(), ['web01-vda.qcow2', 'web01-vdb.qcow2', 'web01.xml'])
+  })
 })
 
 function said({ stdout }: ChildProcess, word: string): Promise<void> {

@@ -1,11 +1,12 @@
 /**
- * Disks of a recovery point for a guest that runs on them: patient while the repository is away (its requests wait, and
- * are answered when it is back), and sure before it calls anything damaged. A repository that is away may look damaged
- * (its objects are missing), so whatever fails is tried once more on a repository that was opened anew.
+ * Disks of a recovery point for who reads them while the repository may go away: patient until it is back (a guest sees its
+ * I/O pause and not fail), and sure before it calls anything damaged. A repository that is away may look damaged (its
+ * objects are missing), so whatever fails is tried once more on a repository that was opened anew.
  */
 import { type Clock, systemClock } from '../base/clock.ts'
 import { Failure } from '../base/failure.ts'
 import type { BlockSource, Extent } from '../disk/block-device.ts'
+import type { RecoveryPoint, Repository } from '../repository/repository.ts'
 
 /** The repository and the disks opened in it; disposal closes all of it. */
 export interface OpenDisks extends AsyncDisposable {
@@ -18,6 +19,8 @@ export interface PatienceOptions {
   /** Ends all waiting, when the server ends. */
   readonly signal: AbortSignal
   readonly clock?: Clock
+  /** How long one read waits before it fails with what the repository said last; for ever unless told. */
+  readonly patienceMs?: number
   /** A disk's read waits for the repository; told once for each time it is away. */
   readonly onAway?: (error: unknown) => void
 }
@@ -37,7 +40,9 @@ export class PatientDisks implements AsyncDisposable {
   readonly #options: PatienceOptions
   readonly #clock: Clock
   #open: OpenDisks
-  #reopening: Promise<void> | undefined
+  #reopening: Promise<{ readonly error: unknown } | undefined> | undefined
+  /** Until the next attempt to open it; undefined while the repository is there. */
+  #awayPauseMs: number | undefined
   readonly #damaged = new Set<string>()
 
   constructor(open: OpenDisks, options: PatienceOptions) {
@@ -75,7 +80,8 @@ export class PatientDisks implements AsyncDisposable {
   }
 
   async #patiently<T>(work: () => Promise<T>): Promise<T> {
-    const { signal } = this.#options
+    const { signal, patienceMs = Number.POSITIVE_INFINITY } = this.#options
+    const untilMs = this.#clock.monotonicMs() + patienceMs
     for (let pauseMs = firstPauseMs, reopened = 0; ; pauseMs = Math.min(pauseMs * 2, longestPauseMs), reopened++) {
       const used = this.#open
       try {
@@ -83,9 +89,9 @@ export class PatientDisks implements AsyncDisposable {
       } catch (error) {
         signal.throwIfAborted()
         if (isDamage(error)) this.#judge(error, reopened > 0)
-        else if (reopened > mostReopened) throw error
+        else if (reopened > mostReopened || this.#clock.monotonicMs() >= untilMs) throw error
         if (!isDamage(error)) await this.#clock.sleep(pauseMs, signal)
-        await this.#reopen(used, error)
+        await this.#reopen(used, error, untilMs)
       }
     }
   }
@@ -100,29 +106,33 @@ export class PatientDisks implements AsyncDisposable {
     if (surely || this.#damaged.has(place)) throw error
   }
 
-  /** Resolves when the repository has been opened after `used`, by whomever. */
-  async #reopen(used: OpenDisks, why: unknown): Promise<void> {
-    if (this.#open !== used) return
-    this.#reopening ??= this.#openAnew(why).finally(() => {
-      this.#reopening = undefined
-    })
-    await this.#reopening
+  /** Resolves when the repository has been opened after `used`, by whomever; rejects when that takes too long. */
+  async #reopen(used: OpenDisks, why: unknown, untilMs: number): Promise<void> {
+    while (this.#open === used) {
+      this.#reopening ??= this.#openAnew(why).finally(() => {
+        this.#reopening = undefined
+      })
+      const refused = await this.#reopening
+      if (refused !== undefined && this.#clock.monotonicMs() >= untilMs) throw refused.error
+    }
   }
 
-  async #openAnew(why: unknown): Promise<void> {
+  /** One attempt for all who wait, and the pause after one that failed. */
+  async #openAnew(why: unknown): Promise<{ readonly error: unknown } | undefined> {
     const { open, signal, onAway } = this.#options
-    for (let pauseMs = firstPauseMs, told = false; ; pauseMs = Math.min(pauseMs * 2, longestPauseMs)) {
-      signal.throwIfAborted()
-      try {
-        const former = this.#open
-        this.#open = await open()
-        await closed(former)
-        return
-      } catch {
-        if (!told) onAway?.(why)
-        told = true
-        await this.#clock.sleep(pauseMs, signal)
-      }
+    signal.throwIfAborted()
+    try {
+      const former = this.#open
+      this.#open = await open()
+      this.#awayPauseMs = undefined
+      await closed(former)
+      return undefined
+    } catch (error) {
+      if (this.#awayPauseMs === undefined) onAway?.(why)
+      const pauseMs = this.#awayPauseMs ?? firstPauseMs
+      this.#awayPauseMs = Math.min(pauseMs * 2, longestPauseMs)
+      await this.#clock.sleep(pauseMs, signal)
+      return { error }
     }
   }
 
@@ -130,6 +140,40 @@ export class PatientDisks implements AsyncDisposable {
     await this.#reopening?.catch(() => undefined)
     await this.#open[Symbol.asyncDispose]()
   }
+}
+
+interface PointDisk {
+  /** What it is called among those that are opened. */
+  readonly name: string
+  /** Of the stream in the recovery point. */
+  readonly stream: string
+  readonly sizeBytes: number
+}
+
+/** Disks of a recovery point, whose repository stays the caller's. Rejects when one is not as long as it was. */
+export async function openDisksOf(point: RecoveryPoint, disks: readonly PointDisk[]): Promise<OpenDisks> {
+  await using stack = new AsyncDisposableStack()
+  const sources = new Map<string, BlockSource>()
+  for (const { name, stream, sizeBytes } of disks) {
+    const source = stack.use(await point.openStream(stream))
+    if (source.sizeBytes !== sizeBytes) throw new Error(`${name} has ${source.sizeBytes} bytes, not ${sizeBytes}`)
+    sources.set(name, source)
+  }
+  const all = stack.move()
+  return { sources, [Symbol.asyncDispose]: () => all.disposeAsync() }
+}
+
+/** The same with the repository that is opened for it, which is closed with them. */
+export async function openDisksIn(
+  repository: Promise<Repository>,
+  pointId: string,
+  disks: readonly PointDisk[],
+): Promise<OpenDisks> {
+  await using stack = new AsyncDisposableStack()
+  const point = await stack.use(await repository).point(pointId)
+  const { sources } = stack.use(await openDisksOf(point, disks))
+  const all = stack.move()
+  return { sources, [Symbol.asyncDispose]: () => all.disposeAsync() }
 }
 
 async function firstOf(extents: AsyncIterable<Extent>): Promise<Extent | undefined> {

@@ -12,6 +12,15 @@ export interface RunOptions {
   readonly signal?: AbortSignal | undefined
   /** Kills the program when this process dies, even by kill -9: for what holds a lock on an image. */
   readonly diesWithUs?: boolean
+  /**
+   * For a program that starts others: it has a process group of its own, which is killed as a whole. What it leaves in the
+   * background on purpose, after its end, goes on and is not waited for; its standard output is nobody's.
+   */
+  readonly hasOwnGroup?: boolean
+  /** Beside ours. */
+  readonly environment?: Readonly<Record<string, string>>
+  /** An open file that the program finds as its file descriptor 3. */
+  readonly fd?: number
 }
 
 export interface CommandOutput {
@@ -28,11 +37,19 @@ export async function runCommand(
   args: readonly string[],
   options: RunOptions,
 ): Promise<CommandOutput> {
-  const { deadlineMs, input, signal, diesWithUs = false } = options
+  const { deadlineMs, input, signal, diesWithUs = false, hasOwnGroup = false, environment, fd } = options
   signal?.throwIfAborted()
-  const stdio: ['pipe' | 'ignore', 'pipe', 'pipe'] = [input === undefined ? 'ignore' : 'pipe', 'pipe', 'pipe']
   const [program, programArgs] = diesWithUs ? dyingWithParent(command, args) : [command, args]
-  const child = spawn(program, programArgs, { stdio, env: commandEnvironment() })
+  const child = spawn(program, programArgs, {
+    stdio: [
+      input === undefined ? 'ignore' : 'pipe',
+      hasOwnGroup ? 'ignore' : 'pipe',
+      'pipe',
+      ...(fd === undefined ? [] : [fd]),
+    ],
+    env: { ...commandEnvironment(), ...environment },
+    detached: hasOwnGroup,
+  })
   const stdout = new OutputHead(child, maximumStdoutBytes)
   const stderr = new OutputTail(child, maximumStderrBytes)
   const refuse = (reason: string, cause?: unknown) =>
@@ -40,7 +57,8 @@ export async function runCommand(
   let stop: { readonly reason: unknown } | undefined
   const kill = (reason: unknown) => {
     stop ??= { reason }
-    child.kill('SIGKILL')
+    if (hasOwnGroup) killGroup(child)
+    else child.kill('SIGKILL')
     child.stdout?.destroy()
     child.stderr?.destroy()
   }
@@ -53,14 +71,15 @@ export async function runCommand(
     // A program that does not read its input to the end has its reasons, and says them by its exit status.
     child.stdin?.on('error', () => undefined)
     child.stdin?.end(input)
-    const end = await ended(child)
+    const end = await ended(child, hasOwnGroup)
     if (stop !== undefined) throw stop.reason
     if (end.error !== undefined) throw refuse(end.error.message, end.error)
-    if (end.status !== '0') throw refuse(stderr.text.trim() || `it ended with ${end.status}`)
+    if (end.status !== '0') throw refuse(oneLine(stderr.text) || `it ended with ${end.status}`)
     return { stdout: stdout.text, stderr: stderr.text }
   } finally {
     clearTimeout(timer)
     signal?.removeEventListener('abort', onAbort)
+    child.stderr?.destroy() // what runs on in the background may hold it open
   }
 }
 
@@ -113,13 +132,27 @@ class OutputHead {
   }
 }
 
-function ended(child: ChildProcess): Promise<{ status: string; error?: Error }> {
+/** Its streams are waited for too, unless others may hold them open: then what was said before the end has arrived by the next turn. */
+function ended(child: ChildProcess, mayLeaveOthers: boolean): Promise<{ status: string; error?: Error }> {
   return new Promise((resolve) => {
     child.on('error', (error) => {
       if (child.pid === undefined) resolve({ status: 'none', error })
     })
-    child.on('close', (status, signal) => resolve({ status: String(signal ?? status) }))
+    const end = (status: number | null, signal: string | null) => resolve({ status: String(signal ?? status) })
+    if (mayLeaveOthers) child.on('exit', (status, signal) => setImmediate(end, status, signal))
+    else child.on('close', end)
   })
+}
+
+const oneLine = (text: string): string => text.trim().replace(/\s*\n\s*/g, '; ')
+
+function killGroup({ pid }: ChildProcess): void {
+  if (pid === undefined) return
+  try {
+    process.kill(-pid, 'SIGKILL')
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== 'ESRCH') throw error
+  }
 }
 
 function commandLine(command: string, args: readonly string[]): string {

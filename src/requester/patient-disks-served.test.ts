@@ -1,5 +1,5 @@
 /**
- * The NBD server in front of a recovery point: a repository that goes away and comes back, and a chunk that is damaged.
+ * Patient disks behind the NBD server: a repository that goes away and comes back, and a chunk that is damaged.
  */
 import assert from 'node:assert/strict'
 import { randomBytes } from 'node:crypto'
@@ -9,42 +9,42 @@ import { join } from 'node:path'
 import { describe, it } from 'node:test'
 import { type MemoryRepository, openMemoryRepository } from '../../test/sim/memory-repository.ts'
 import { storeVms } from '../../test/sim/stored-vm.ts'
+import { connectNbd } from '../disk/nbd-client.ts'
+import { type ServedFailure, serveDisks } from '../disk/nbd-server.ts'
 import type { Repository } from '../repository/repository.ts'
-import { connectNbd } from './nbd-client.ts'
-import { type DiskServerOptions, type ServedFailure, serveDisks } from './nbd-server.ts'
+import { openDisksIn, openDisksOf, type PatienceOptions, PatientDisks } from './patient-disks.ts'
 
 const mebibyte = 1024 * 1024
 const uuid = '11111111-2222-4333-8444-555555555555'
 const content = randomBytes(8 * mebibyte)
 
-async function openServed(repository: Repository, socketPath: string, options: Partial<DiskServerOptions>) {
-  const [point] = await repository.listPoints()
+type Told = Pick<PatienceOptions, 'onAway'> & { readonly onFailure: (failed: ServedFailure) => void }
+
+async function openServed(openAgain: () => Promise<Repository>, socketPath: string, { onFailure, ...told }: Told) {
+  const disks = [{ name: 'vda', stream: `${uuid}/disks/vda`, sizeBytes: content.length }]
+  await using stack = new AsyncDisposableStack()
+  const [point] = await stack.use(await openAgain()).listPoints()
   assert.ok(point !== undefined)
-  const source = await point.openStream(`${uuid}/disks/vda`)
-  const server = await serveDisks([{ name: 'vda', source }], { socketPath, ...options })
-  const device = await connectNbd({ socketPath, exportName: 'vda' })
-  return {
-    device,
-    async [Symbol.asyncDispose]() {
-      await device[Symbol.asyncDispose]()
-      await server[Symbol.asyncDispose]()
-      await source[Symbol.asyncDispose]()
-    },
-  }
+  const open = () => openDisksIn(openAgain(), point.id, disks)
+  const { signal } = new AbortController()
+  const patient = stack.use(new PatientDisks(await openDisksOf(point, disks), { open, signal, ...told }))
+  const served = [{ name: 'vda', source: patient.source('vda') }]
+  stack.use(await serveDisks(served, { socketPath, onFailure }))
+  const device = stack.use(await connectNbd({ socketPath, exportName: 'vda' }))
+  const all = stack.move()
+  return { device, [Symbol.asyncDispose]: () => all.disposeAsync() }
 }
 
-describe('an NBD server of a recovery point', () => {
+describe('a recovery point behind an NBD server', () => {
   it('pauses while all objects of the repository are away', async () => {
     await using stored = await openMemoryRepository(65_536)
     await storeVms(stored.repository, [{ name: 'web01', uuid, disks: { vda: content } }])
     const directory = await mkdtemp(join(tmpdir(), 'umbra-nbd-'))
     {
-      await using repository = await stored.openAgain()
       const waiting = Promise.withResolvers<void>()
       const failures: ServedFailure[] = []
-      await using served = await openServed(repository, join(directory, 's'), {
-        patienceMs: 3_600_000,
-        onWaiting: () => waiting.resolve(),
+      await using served = await openServed(stored.openAgain, join(directory, 's'), {
+        onAway: () => waiting.resolve(),
         onFailure: (failed) => failures.push(failed),
       })
       const away = new Map(stored.backend.objects)
@@ -63,15 +63,13 @@ describe('an NBD server of a recovery point', () => {
     await rm(directory, { recursive: true })
   })
 
-  it('fails the reads of what is damaged at once, and no others', async () => {
+  it('fails the reads of what is damaged, and no others', async () => {
     await using stored = await openMemoryRepository(65_536)
     await storeVms(stored.repository, [{ name: 'web01', uuid, disks: { vda: content } }])
     const directory = await mkdtemp(join(tmpdir(), 'umbra-nbd-'))
     {
-      await using repository = await stored.openAgain()
       const failures: ServedFailure[] = []
-      await using served = await openServed(repository, join(directory, 's'), {
-        patienceMs: 3_600_000,
+      await using served = await openServed(stored.openAgain, join(directory, 's'), {
         onFailure: (failed) => failures.push(failed),
       })
       spoilOnePack(stored.backend)

@@ -1,5 +1,6 @@
 /**
- * ProcessMark: who is writing, so that what a killed process left can be told from what a living one needs.
+ * ProcessMark: who is at work, so that what a killed process left can be told from what a living one needs. It stands in
+ * names of files, in journals, and in draft markers of repositories (docs/repository-format.md), and keeps its text.
  * A process is its host, the host's boot, its number and the moment it started: numbers alone are used again.
  */
 import { createHash } from 'node:crypto'
@@ -59,4 +60,10 @@ export function parseProcessMark(text: string): ProcessMark | undefined {
   if (match === null) return undefined
   const [, host = '', boot = '', pid, ticks] = match
   return { host, boot, pid: Number(pid), startTicks: Number(ticks) }
+}
+
+/** Whether the process lives whose mark `text` begins with. */
+export async function isAtWork(text: string): Promise<boolean> {
+  const mark = parseProcessMark(text)
+  return mark !== undefined && (await processState(mark)) === 'alive'
 }

@@ -3,7 +3,7 @@ import { test } from 'node:test'
 import { ManualClock } from '../../test/sim/manual-clock.ts'
 import type { BlockSource } from '../disk/block-device.ts'
 import { type ErrorCode, failure } from '../errors.ts'
-import { type OpenDisks, PatientDisks } from './instant-source.ts'
+import { type OpenDisks, PatientDisks } from './patient-disks.ts'
 
 /** A repository that is away, damaged or well, as told. */
 class World {
@@ -43,17 +43,22 @@ class World {
   }
 }
 
-async function begin() {
+async function begin(patienceMs?: number) {
   const world = new World()
   const end = new AbortController()
   const clock = new ManualClock()
-  const disks = new PatientDisks(await world.open(), { open: world.open, signal: end.signal, clock })
+  const told: unknown[] = []
+  const disks = new PatientDisks(await world.open(), {
+    ...{ open: world.open, signal: end.signal, clock },
+    ...(patienceMs === undefined ? {} : { patienceMs }),
+    onAway: (error) => told.push(error),
+  })
   const read = async () => {
     const target = new Uint8Array(16)
     await disks.source('sda').read(0, target)
     return target[0]
   }
-  return { world, end, clock, disks, read }
+  return { world, end, clock, disks, read, told }
 }
 
 /** Lets time pass until the work has settled. */
@@ -103,6 +108,30 @@ test('a repository that opens and can never be read there is no reason to wait f
   const { world, clock, read } = await begin()
   world.trouble = 'REPOSITORY_IO'
   await assert.rejects(passing(clock, read()), { code: 'REPOSITORY_IO' })
+})
+
+test('patience may have an end, for each read its own: it fails with why the repository can not be opened', async () => {
+  const { world, clock, read, told } = await begin(60_000)
+  world.away = true
+  world.trouble = 'REPOSITORY_CHUNK_CORRUPT'
+  const first = read()
+  first.catch(() => undefined)
+  await clock.advance(40_000)
+  const second = read()
+  second.catch(() => undefined)
+  await clock.advance(30_000)
+  await assert.rejects(first, { code: 'REPOSITORY_NOT_FOUND' })
+  world.away = false
+  world.trouble = undefined
+  assert.equal(await passing(clock, second), 7)
+  assert.equal(told.length, 1, 'told once for the time that it was away')
+})
+
+test('what is damaged is not waited for, whatever the patience', async () => {
+  const { world, clock, read, told } = await begin(3_600_000)
+  world.trouble = 'REPOSITORY_CHUNK_CORRUPT'
+  await assert.rejects(read(), { code: 'REPOSITORY_CHUNK_CORRUPT' })
+  assert.deepEqual([clock.monotonicMs(), told], [0, []])
 })
 
 test('extents are as patient, and gapless', async () => {
