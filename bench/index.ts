@@ -9,11 +9,11 @@ import { createHash, randomBytes } from 'node:crypto'
 import { mkdtemp, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
+import { indexGroups } from '../src/repository/chunks/index-writer.ts'
+import { KnownChunks } from '../src/repository/chunks/known-chunks.ts'
 import { encodeIndex, encodeTocEntry, objectKeys, type PackListing, recordKinds } from '../src/repository/format.ts'
-import { indexGroups } from '../src/repository/index-writer.ts'
-import { KnownChunks } from '../src/repository/known-chunks.ts'
-import { openLocalBackend } from '../src/repository/local-backend.ts'
-import { plainSeal } from '../src/repository/seal.ts'
+import { plainSeal } from '../src/repository/keys/seal.ts'
+import { openLocalBackend } from '../src/repository/storage/local-backend.ts'
 
 const mebibyte = 1024 * 1024
 const chunkBytes = 512 * 1024

@@ -18,7 +18,7 @@ import {
 import { isMainThread, Worker, workerData } from 'node:worker_threads'
 import { constants, zstdCompressSync } from 'node:zlib'
 import { blake3 } from '@napi-rs/blake-hash'
-import { AlignedBuffers } from '../src/repository/aligned-buffers.ts'
+import { AlignedBuffers } from '../src/repository/chunks/aligned-buffers.ts'
 
 const chunkSizeBytes = 512 * 1024
 const threads = 2

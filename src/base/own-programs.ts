@@ -12,7 +12,7 @@ export const ownPrograms = {
   command: 'cli/main.ts',
   watchdog: 'cli/watchdog-main.ts',
   diskServer: 'cli/disk-server-main.ts',
-  codec: 'repository/codec-worker.ts',
+  codec: 'repository/chunks/codec-worker.ts',
 } as const
 
 const isBuilt = !import.meta.url.endsWith('.ts')

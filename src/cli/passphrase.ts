@@ -4,7 +4,7 @@
  */
 import type { Configuration, NamedKey } from '../config.ts'
 import { failure } from '../errors.ts'
-import { passphraseMaxBytes, readSmallFile } from '../repository/key-secret.ts'
+import { passphraseMaxBytes, readSmallFile } from '../repository/keys/key-secret.ts'
 import type { Encryption, KeyChoice, Unlock } from '../repository/repository.ts'
 import { askNewPassphrase, askPassphrase, canAsk, processTerminal, type Terminal } from './passphrase-prompt.ts'
 

@@ -8,10 +8,10 @@ import { join } from 'node:path'
 import { describe, it } from 'node:test'
 import { runUmbra, type UmbraEnd } from '../../test/umbra-process.ts'
 import { objectKeys } from '../repository/format.ts'
-import { openLocalBackend } from '../repository/local-backend.ts'
+import { plainSeal } from '../repository/keys/seal.ts'
 import { encodeManifest } from '../repository/recovery-point.ts'
 import { createRepository } from '../repository/repository.ts'
-import { plainSeal } from '../repository/seal.ts'
+import { openLocalBackend } from '../repository/storage/local-backend.ts'
 
 const ids = {
   old: '20260101T120000Z-aaaa',

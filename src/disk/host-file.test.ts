@@ -8,7 +8,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { after, test } from 'node:test'
 import { blockDeviceContract, blockSinkContract } from '../../test/contract/block-device.contract.ts'
-import { AlignedBuffers } from '../repository/aligned-buffers.ts'
+import { AlignedBuffers } from '../repository/chunks/aligned-buffers.ts'
 import { createHostFile, openHostFile } from './host-file.ts'
 
 const folder = await mkdtemp(join(tmpdir(), 'umbra-host-file-'))

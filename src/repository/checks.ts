@@ -11,11 +11,11 @@ import * as z from 'zod'
 import type { JsonObject } from '../base/cleanup.ts'
 import { Failure, invariant } from '../base/failure.ts'
 import { failure } from '../errors.ts'
-import type { Backend } from './backend.ts'
 import { FormatError, objectKeys, smallDocumentMaxBytes } from './format.ts'
+import type { Seal } from './keys/seal.ts'
+import { sealJson, unsealJson } from './keys/sealed-json.ts'
 import { isPointId, makePointId } from './recovery-point.ts'
-import type { Seal } from './seal.ts'
-import { sealJson, unsealJson } from './sealed-json.ts'
+import type { Backend } from './storage/backend.ts'
 
 /** One VM of the point, started for a look. */
 export interface Check {

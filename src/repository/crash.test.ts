@@ -13,9 +13,9 @@ import path from 'node:path'
 import { test } from 'node:test'
 import { setTimeout as delay } from 'node:timers/promises'
 import { Failure, primaryError } from '../base/failure.ts'
-import type { Backend } from './backend.ts'
-import { openLocalBackend } from './local-backend.ts'
 import { createRepository, openRepository, openRepositoryOn, type Repository } from './repository.ts'
+import type { Backend } from './storage/backend.ts'
+import { openLocalBackend } from './storage/local-backend.ts'
 
 const chunkSizeBytes = 128 * 1024
 

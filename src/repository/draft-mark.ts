@@ -8,11 +8,11 @@ import * as z from 'zod'
 import { Failure, invariant } from '../base/failure.ts'
 import { ownProcessMark, type ProcessMark, processState } from '../base/process-mark.ts'
 import { failure } from '../errors.ts'
-import type { Backend } from './backend.ts'
 import { FormatError, objectKeys, smallDocumentMaxBytes } from './format.ts'
+import { plainSeal } from './keys/seal.ts'
+import { sealJson, unsealJson } from './keys/sealed-json.ts'
 import { isPointId, makePointId } from './recovery-point.ts'
-import { plainSeal } from './seal.ts'
-import { sealJson, unsealJson } from './sealed-json.ts'
+import type { Backend } from './storage/backend.ts'
 
 /** Told of an id; when told of another one, the one before was taken by somebody else and is none of ours. */
 export type Announce = (id: string) => Promise<unknown>

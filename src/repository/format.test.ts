@@ -28,8 +28,8 @@ import {
   writePackHeader,
   writeRecordHeader,
 } from './format.ts'
-import { plainSeal } from './seal.ts'
-import { sealJson, unsealJson } from './sealed-json.ts'
+import { plainSeal } from './keys/seal.ts'
+import { sealJson, unsealJson } from './keys/sealed-json.ts'
 
 const packHeader = { repositoryId: '7e1b0c9e-1111-4222-8333-444455556666', chunkSizeBytes: 65536 }
 

@@ -3,8 +3,8 @@
  * to and from bytes. Pure. Numbers are little-endian. Whatever is read is checked before it is believed.
  */
 import { crc32 } from 'node:zlib'
-import { asBuffer, digestBytes } from './blake3.ts'
-import type { Seal } from './seal.ts'
+import { asBuffer, digestBytes } from './chunks/blake3.ts'
+import type { Seal } from './keys/seal.ts'
 
 /** What this program writes; it reads this and everything before. */
 export const formatVersion = 1

@@ -11,8 +11,8 @@ import { test } from 'node:test'
 import { goldenDisk } from '../../test/golden/repository-1.make.ts'
 import { goldenKeyFile, goldenPassphrase } from '../../test/golden/repository-1-encrypted.make.ts'
 import { decodePackEnd, scanPack, tocEntries } from './format.ts'
+import { plainSeal } from './keys/seal.ts'
 import { openRepository, type Repository } from './repository.ts'
-import { plainSeal } from './seal.ts'
 
 async function goldenRepository(name = 'repository-1') {
   const folder = await mkdtemp(path.join(tmpdir(), 'umbra-golden-'))

@@ -9,9 +9,9 @@ import path from 'node:path'
 import { test } from 'node:test'
 import fc from 'fast-check'
 import { openMemoryRepository } from '../../test/sim/memory-repository.ts'
-import { makeKeyFile } from './key-secret.ts'
+import { makeKeyFile } from './keys/key-secret.ts'
+import type { Encryption } from './keys/unlock.ts'
 import type { RecoveryPoint, Repository, StreamWriter } from './repository.ts'
-import type { Encryption } from './unlock.ts'
 
 const blockBytes = 64 * 1024
 const blocksPerChunk = 4

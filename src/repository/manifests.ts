@@ -4,9 +4,9 @@
  */
 import { Failure } from '../base/failure.ts'
 import { failure } from '../errors.ts'
-import type { Backend } from './backend.ts'
 import { FormatError, objectKeys } from './format.ts'
-import { getDecoded } from './index-cache.ts'
+import type { Seal } from './keys/seal.ts'
+import { NewerFormatError } from './keys/sealed-json.ts'
 import {
   type DamagedPoint,
   decodeManifest,
@@ -15,8 +15,8 @@ import {
   manifestMaxBytes,
   pointIdFits,
 } from './recovery-point.ts'
-import type { Seal } from './seal.ts'
-import { NewerFormatError } from './sealed-json.ts'
+import type { Backend } from './storage/backend.ts'
+import { getDecoded } from './storage/index-cache.ts'
 
 export class Manifests {
   readonly #backend: Backend

@@ -6,12 +6,13 @@
 import type { JsonObject } from '../base/cleanup.ts'
 import { invariant } from '../base/failure.ts'
 import { openSlots, type Slots } from '../base/slots.ts'
-import type { SharedBuffer } from './aligned-buffers.ts'
-import type { Backend } from './backend.ts'
-import { asBuffer } from './blake3.ts'
-import { ChunkBuffer } from './chunk-buffer.ts'
-import type { ChunkStore } from './chunk-store.ts'
-import { ChunkTable } from './chunk-table.ts'
+import type { SharedBuffer } from './chunks/aligned-buffers.ts'
+import { asBuffer } from './chunks/blake3.ts'
+import { ChunkBuffer } from './chunks/chunk-buffer.ts'
+import type { ChunkStore } from './chunks/chunk-store.ts'
+import { ChunkTable } from './chunks/chunk-table.ts'
+import { indexGroups } from './chunks/index-writer.ts'
+import { PackWriter } from './chunks/pack-writer.ts'
 import { refuseGivenUp } from './draft-mark.ts'
 import {
   encodeIndex,
@@ -22,8 +23,6 @@ import {
   recordHeaderBytes,
   recordKinds,
 } from './format.ts'
-import { indexGroups } from './index-writer.ts'
-import { PackWriter } from './pack-writer.ts'
 import {
   type Blob,
   documentMaxBytes,
@@ -34,8 +33,9 @@ import {
   partsFeature,
   type RecoveryPoint,
 } from './recovery-point.ts'
-import { chunkCountOf } from './stream-map-root.ts'
-import { openStreamWriter, type StreamBase, type StreamWriter } from './stream-writer.ts'
+import type { Backend } from './storage/backend.ts'
+import { chunkCountOf } from './streams/stream-map-root.ts'
+import { openStreamWriter, type StreamBase, type StreamWriter } from './streams/stream-writer.ts'
 
 /** Disposal discards the draft unless it was committed. */
 export interface PointDraft extends AsyncDisposable {

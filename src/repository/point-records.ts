@@ -2,10 +2,10 @@
  * Everything a recovery point needs: the id of every record behind its manifest. For those who must not take one away and
  * for those who read all of them.
  */
-import type { ChunkStore } from './chunk-store.ts'
-import { readSegment } from './map-pieces.ts'
+import type { ChunkStore } from './chunks/chunk-store.ts'
 import type { Manifest } from './recovery-point.ts'
-import { readRoot } from './stream-map.ts'
+import { readSegment } from './streams/map-pieces.ts'
+import { readRoot } from './streams/stream-map.ts'
 
 /**
  * The ids of all records that `manifest` needs: of documents, roots and segments of maps, chunks, parts. In lists of at most

@@ -1,7 +1,7 @@
 /**
  * Blobs: strings of bytes kept as chunks, which are documents and the roots of stream maps.
  */
-import type { ChunkStore } from './chunk-store.ts'
+import type { ChunkStore } from './chunks/chunk-store.ts'
 import { check } from './format.ts'
 import type { Blob } from './recovery-point.ts'
 

@@ -8,8 +8,8 @@ import type { JsonObject } from '../base/cleanup.ts'
 import type { LendingSource } from '../disk/block-device.ts'
 import { failure } from '../errors.ts'
 import { check, objectKeys } from './format.ts'
-import type { Seal } from './seal.ts'
-import { sealJson, unsealJson } from './sealed-json.ts'
+import type { Seal } from './keys/seal.ts'
+import { sealJson, unsealJson } from './keys/sealed-json.ts'
 
 /** What became of a stream when it was written. Sizes in bytes; a stream has newChunks + knownChunks + zeroChunks chunks. */
 export interface StreamSummary {

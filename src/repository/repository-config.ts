@@ -7,12 +7,12 @@ import { randomUUID } from 'node:crypto'
 import * as z from 'zod'
 import { Failure } from '../base/failure.ts'
 import { failure } from '../errors.ts'
-import type { Backend } from './backend.ts'
-import { compressionLevels } from './chunk-codec.ts'
+import { compressionLevels } from './chunks/chunk-codec.ts'
 import { check, chunkSizeLimits, FormatError, objectKeys, smallDocumentMaxBytes } from './format.ts'
-import { plainSeal, type Seal } from './seal.ts'
-import { encryptionFeature, featuresOf, NewerFormatError, sealJson, unsealJson } from './sealed-json.ts'
-import { isChunkSize } from './stream-map-root.ts'
+import { plainSeal, type Seal } from './keys/seal.ts'
+import { encryptionFeature, featuresOf, NewerFormatError, sealJson, unsealJson } from './keys/sealed-json.ts'
+import type { Backend } from './storage/backend.ts'
+import { isChunkSize } from './streams/stream-map-root.ts'
 
 const configShape = z.object({
   id: z.uuid(),

@@ -1,12 +1,12 @@
 /**
- * What every backend of the repository must do: the contract of src/repository/backend.ts as tests.
+ * What every backend of the repository must do: the contract of src/repository/storage/backend.ts as tests.
  * A backend's own test file calls `backendContract` with a way to make an empty one.
  */
 import assert from 'node:assert/strict'
 import { randomBytes } from 'node:crypto'
 import { test } from 'node:test'
 import { Failure } from '../../src/base/failure.ts'
-import type { Backend } from '../../src/repository/backend.ts'
+import type { Backend } from '../../src/repository/storage/backend.ts'
 
 /** Disposal removes what the backend holds. */
 export interface BackendPlace extends AsyncDisposable {

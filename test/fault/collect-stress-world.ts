@@ -4,12 +4,12 @@
 import assert from 'node:assert/strict'
 import { createCipheriv } from 'node:crypto'
 import { Failure } from '../../src/base/failure.ts'
-import type { Backend } from '../../src/repository/backend.ts'
-import { type CollectOptions, collectRepository } from '../../src/repository/collect.ts'
+import { type CollectOptions, collectRepository } from '../../src/repository/collection/collect.ts'
+import { plainSeal } from '../../src/repository/keys/seal.ts'
 import { Manifests } from '../../src/repository/manifests.ts'
 import { openRepositoryOn, type RecoveryPoint, type Repository } from '../../src/repository/repository.ts'
 import { newConfig, putConfig } from '../../src/repository/repository-config.ts'
-import { plainSeal } from '../../src/repository/seal.ts'
+import type { Backend } from '../../src/repository/storage/backend.ts'
 
 export const chunkSizeBytes = 64 * 1024
 

@@ -4,8 +4,8 @@
  */
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
-import type { Backend } from '../../src/repository/backend.ts'
-import { openLocalBackend } from '../../src/repository/local-backend.ts'
+import type { Backend } from '../../src/repository/storage/backend.ts'
+import { openLocalBackend } from '../../src/repository/storage/local-backend.ts'
 import { UnsyncedFiles } from './unsynced-files.ts'
 import { nothingUnsynced } from './unsynced-files-tree.ts'
 

@@ -5,7 +5,7 @@
 import assert from 'node:assert/strict'
 import { Failure } from '../../src/base/failure.ts'
 import type { Repository } from '../../src/repository/repository.ts'
-import { errorCode } from '../../src/repository/repository-files.ts'
+import { errorCode } from '../../src/repository/storage/repository-files.ts'
 import { bytesOf, chunkSizeBytes, copyOfLedger, directory, type Ledger, PowerCutProcess } from './power-cut-scenario.ts'
 import type { UnsyncedFiles } from './unsynced-files.ts'
 import { nothingUnsynced } from './unsynced-files-tree.ts'

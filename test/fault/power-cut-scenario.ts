@@ -5,13 +5,13 @@
 import assert from 'node:assert/strict'
 import { createCipheriv } from 'node:crypto'
 import { Failure } from '../../src/base/failure.ts'
-import { openLocalBackend } from '../../src/repository/local-backend.ts'
 import {
   createRepository,
   openRepositoryOn,
   type RecoveryPoint,
   type Repository,
 } from '../../src/repository/repository.ts'
+import { openLocalBackend } from '../../src/repository/storage/local-backend.ts'
 import type { UnsyncedFiles } from './unsynced-files.ts'
 
 /** Two of its parents are missing at first. */

@@ -3,8 +3,8 @@
  */
 import assert from 'node:assert/strict'
 import { type TestContext, test } from 'node:test'
-import { openLocalBackend } from '../../src/repository/local-backend.ts'
 import { createRepository, openRepositoryOn } from '../../src/repository/repository.ts'
+import { openLocalBackend } from '../../src/repository/storage/local-backend.ts'
 import { bytesOf, chunkSizeBytes, directory, writePoint } from './power-cut-scenario.ts'
 import { UnsyncedFiles } from './unsynced-files.ts'
 

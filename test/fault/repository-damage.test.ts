@@ -1,18 +1,18 @@
 /**
  * Damage to any object of a repository: cut off, extended, flipped, exchanged with another of its kind, missing. Wrong bytes
  * are never handed out, what can not be restored is named by verify, and all that is not concerned stays usable.
- * src/repository/damage.test.ts has what is said of which damage, in which words.
+ * src/repository/verification/damage.test.ts has what is said of which damage, in which words.
  */
 import assert from 'node:assert/strict'
 import { describe, it } from 'node:test'
 import { Failure } from '../../src/base/failure.ts'
-import { openLocalBackend } from '../../src/repository/local-backend.ts'
 import {
   createRepository,
   openRepositoryOn,
   type RecoveryPoint,
   type Repository,
 } from '../../src/repository/repository.ts'
+import { openLocalBackend } from '../../src/repository/storage/local-backend.ts'
 import { bytesOf, chunkSizeBytes, directory, writePoint } from './power-cut-scenario.ts'
 import { UnsyncedFiles } from './unsynced-files.ts'
 import { everything, seededRandom } from './unsynced-files-tree.ts'

@@ -3,7 +3,7 @@
  */
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
-import { makeSyncedFolder, makeSyncedPath, realFiles } from '../../src/repository/repository-files.ts'
+import { makeSyncedFolder, makeSyncedPath, realFiles } from '../../src/repository/storage/repository-files.ts'
 import { type FileFault, UnsyncedFiles } from './unsynced-files.ts'
 import { anySubset, everything, namesOnly, nothingUnsynced } from './unsynced-files-tree.ts'
 

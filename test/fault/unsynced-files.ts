@@ -3,7 +3,7 @@
  * numbered, and at one number the power goes or an operation fails. Another process on the same disk sees what is
  * cached; after a power cut only what was synced is sure to be there.
  */
-import type { FolderEntry, RepositoryFile, RepositoryFiles } from '../../src/repository/repository-files.ts'
+import type { FolderEntry, RepositoryFile, RepositoryFiles } from '../../src/repository/storage/repository-files.ts'
 import { emptyFolder, type FileNode, type FolderNode, type Survival, UnsyncedTree } from './unsynced-files-tree.ts'
 
 /**

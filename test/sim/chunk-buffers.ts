@@ -1,7 +1,7 @@
 /**
  * Buffers on loan as the repository lends them, without its threads; counts those that did not come back.
  */
-import { ChunkBuffer } from '../../src/repository/chunk-buffer.ts'
+import { ChunkBuffer } from '../../src/repository/chunks/chunk-buffer.ts'
 
 export class ChunkBuffers {
   outstanding = 0

@@ -3,7 +3,7 @@
  * stored and read.
  */
 import { failure } from '../../src/errors.ts'
-import type { Backend, ObjectEntry } from '../../src/repository/backend.ts'
+import type { Backend, ObjectEntry } from '../../src/repository/storage/backend.ts'
 
 export class MemoryBackend implements Backend {
   readonly location = 'memory'

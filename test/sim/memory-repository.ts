@@ -1,7 +1,8 @@
 /** A repository in memory, for tests that make many or large ones. */
+
+import { type Encryption, initRepository } from '../../src/repository/keys/unlock.ts'
 import { openRepositoryOn, type Repository } from '../../src/repository/repository.ts'
 import { newConfig } from '../../src/repository/repository-config.ts'
-import { type Encryption, initRepository } from '../../src/repository/unlock.ts'
 import { MemoryBackend } from './memory-backend.ts'
 
 export interface MemoryRepository extends AsyncDisposable {

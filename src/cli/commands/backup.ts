@@ -8,9 +8,9 @@ import type { Configuration } from '../../config.ts'
 import type { BlockSource } from '../../disk/block-device.ts'
 import { limited } from '../../disk/limited-source.ts'
 import { failure } from '../../errors.ts'
-import type { BackendLimits } from '../../repository/limited-backend.ts'
-import { isVacant } from '../../repository/open-backend.ts'
 import { createRepository, type Encryption, openRepository, type Repository } from '../../repository/repository.ts'
+import type { BackendLimits } from '../../repository/storage/limited-backend.ts'
+import { isVacant } from '../../repository/storage/open-backend.ts'
 import {
   type BackupResult,
   type BackupSelection,

@@ -3,8 +3,8 @@
  */
 import { type Command, InvalidArgumentError } from 'commander'
 import { failure } from '../../errors.ts'
-import { noteMaxLength } from '../../repository/pins.ts'
 import { isPointId } from '../../repository/recovery-point.ts'
+import { noteMaxLength } from '../../repository/retention/pins.ts'
 import { choosePoint } from '../choose-point.ts'
 import { type CommandContext, openSettledRepository, type Report, type Run, recoverFirst } from '../command.ts'
 import { oneLine } from '../output.ts'

@@ -3,8 +3,8 @@
  */
 import type { Command } from 'commander'
 import { failure } from '../../errors.ts'
-import { makeKeyFile } from '../../repository/key-secret.ts'
-import { labelMaxLength } from '../../repository/key-slots.ts'
+import { makeKeyFile } from '../../repository/keys/key-secret.ts'
+import { labelMaxLength } from '../../repository/keys/key-slots.ts'
 import { createRepository, type KeyRing, type KeySlot, listKeySlots } from '../../repository/repository.ts'
 import { type CommandContext, openSettledRepository, type Report, type Run, repositoryDirectory } from '../command.ts'
 import { countText, tableText, timeText } from '../output.ts'

@@ -12,8 +12,8 @@ import {
   type RetentionPoint,
   type RetentionPolicy,
   type RetentionRule,
-} from '../../repository/retention.ts'
-import { type RetentionOutcome, readRetentionPoints, removePoints } from '../../repository/retention-run.ts'
+} from '../../repository/retention/retention.ts'
+import { type RetentionOutcome, readRetentionPoints, removePoints } from '../../repository/retention/retention-run.ts'
 import { type CommandContext, openSettledRepository, type Report, type Run, recoverFirst } from '../command.ts'
 import { bad, countText, doubtful, good, tableText, timeText } from '../output.ts'
 
