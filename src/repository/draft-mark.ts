@@ -58,12 +58,24 @@ export async function beginDraftMark(
       const outcome = await backend.put(objectKeys.draft(id), [
         sealJson(plainSeal, kind, objectKeys.draft(id), { purpose, ...(await ownProcessMark()) }),
       ])
-      if (outcome === 'stored') return id
+      if (outcome === 'stored' && !(await isPoint(backend, id))) return id
+      if (outcome === 'stored') await backend.delete(objectKeys.draft(id))
     } catch (error) {
       livingDrafts.delete(livingKey(backend, id))
       throw error
     }
     livingDrafts.delete(livingKey(backend, id))
+  }
+}
+
+/** Whether a point has the id: one of the same second, whose marker is gone. To discard our draft would be to take its packs. */
+async function isPoint(backend: Backend, id: string): Promise<boolean> {
+  try {
+    await backend.read(objectKeys.point(id), 0, new Uint8Array(1))
+    return true
+  } catch (error) {
+    if (error instanceof Failure && error.code === 'REPOSITORY_OBJECT_MISSING') return false
+    throw error
   }
 }
 
