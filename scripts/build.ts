@@ -26,7 +26,7 @@ await build({
   // Packages written for require() find it.
   banner: { js: "import { createRequire } from 'node:module'; const require = createRequire(import.meta.url);" },
 })
-for (const name of ['bin', 'LICENSE', 'README.md']) {
+for (const name of ['bin', 'guest', 'helper-vm', 'scripts/debian-parts.sh', 'LICENSE', 'README.md']) {
   await cp(path.join(project, name), path.join(target, name), { recursive: true })
 }
 const { scripts, devDependencies, ...manifest } = JSON.parse(await readFile(path.join(project, 'package.json'), 'utf8'))

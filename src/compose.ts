@@ -113,7 +113,7 @@ export async function recover({ stateDirectory }: Settings, onlyJournal?: string
     urgent: thawSteps,
   }
   if (onlyJournal === undefined) return await recoverInterrupted(journalDirectory(stateDirectory), options)
-  const recovered = await recoverJournal(onlyJournal, options)
+  const recovered = await recoverJournal(onlyJournal, { ...options, ownerIsGone: true })
   return recovered === undefined ? [] : [recovered]
 }
 

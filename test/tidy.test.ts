@@ -158,6 +158,11 @@ describe('files', () => {
     ])
   })
 
+  it('do not ask where they lie: in the package that is another place', () => {
+    const others = production.filter((file) => file !== 'src/base/own-programs.ts')
+    breaches(others, (text) => [...text.matchAll(/\bimport\.meta\.\w+/g)].map(([use]) => use))
+  })
+
   it('take time from the clock', () => {
     breaches(production, (text, file) => {
       if (file === 'src/base/clock.ts' || file in readTheTime) return []

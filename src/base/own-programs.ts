@@ -22,7 +22,8 @@ export function ownProgram(name: keyof typeof ownPrograms): URL {
   return new URL(isBuilt ? `${path.basename(source, '.ts')}.js` : `../${source}`, import.meta.url)
 }
 
-export const packageFile = new URL(isBuilt ? '../package.json' : '../../package.json', import.meta.url)
+/** The directory of the checkout, or of the package: what is not code lies there (guest, helper-vm, package.json). */
+export const packageDirectory = fileURLToPath(new URL(isBuilt ? '..' : '../..', import.meta.url))
 
 /** Whoever started it ends it, or closes its standard input. */
 export interface OwnProcess {

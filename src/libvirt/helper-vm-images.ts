@@ -5,6 +5,7 @@ import { existsSync } from 'node:fs'
 import { readdir } from 'node:fs/promises'
 import { join } from 'node:path'
 import { describeError } from '../base/failure.ts'
+import { packageDirectory } from '../base/own-programs.ts'
 import { runCommand } from '../base/run-command.ts'
 import { failure } from '../errors.ts'
 
@@ -14,8 +15,7 @@ export interface HelperVmImages {
 }
 
 const buildDeadlineMs = 15 * 60_000
-const project = join(import.meta.dirname, '..', '..')
-const build = join(project, 'helper-vm', 'build')
+const build = join(packageDirectory, 'helper-vm', 'build')
 
 /** An unchanged build is found in a moment; the first one downloads packages. HELPER_VM_FAILED when it can not be made. */
 export async function helperVmImages(
@@ -35,7 +35,7 @@ export async function helperVmImages(
 
 /** Whether some build is there, perhaps an older one; builds nothing. */
 export async function helperVmIsBuilt(): Promise<boolean> {
-  const cache = join(project, '.cache', 'helper-vm')
+  const cache = join(packageDirectory, '.cache', 'helper-vm')
   const entries = await readdir(cache, { withFileTypes: true }).catch(() => [])
   return entries.some((entry) => entry.isDirectory() && existsSync(join(cache, entry.name, 'complete')))
 }

@@ -6,6 +6,7 @@ import { randomBytes } from 'node:crypto'
 import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { systemClock } from '../base/clock.ts'
+import { packageDirectory } from '../base/own-programs.ts'
 import { failure } from '../errors.ts'
 import type { GuestExecResult } from '../vm/hypervisor.ts'
 import type { GuestAgent } from './guest-agent.ts'
@@ -48,7 +49,7 @@ cat >"$0.new" && mv "$0.new" "$0" || exit 1
 exec ${shell} "$0" "$@" </dev/null`
 
 /** Where the project keeps the guest's side. */
-export const guestScripts = join(import.meta.dirname, '..', '..', 'guest')
+export const guestScripts = join(packageDirectory, 'guest')
 
 interface Program {
   readonly args: readonly string[]

@@ -217,6 +217,15 @@ describe('recovery', () => {
     assert.deepEqual(undone, ['a'])
   })
 
+  test('waits for a killed process that still looks alive, when its pipe has broken', async () => {
+    const { place, undone, clock, options } = await sandbox()
+    const journal = await Journal.create(place, header()) // its process is this one: alive
+    await journal.add({ undo: 'a' })
+    clock.timer(1_000, () => void journal[Symbol.asyncDispose]())
+    await clock.drive(recoverJournal(journal.path, { ...options, ownerIsGone: true }), { idleMs: 2 })
+    assert.deepEqual(undone, ['a'])
+  })
+
   test('does not wait for ever for a lock that nobody gives back', async () => {
     const { place, clock, options } = await sandbox()
     const path = await left(place, [add(1, 'a'), ''])

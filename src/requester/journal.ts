@@ -158,6 +158,11 @@ export interface RecoveryOptions {
   readonly urgent?: readonly string[]
   readonly clock?: Clock
   readonly stepDeadlineMs?: number
+  /**
+   * The pipe of the session's process has broken, so it is killed and going: it gives back what it holds one after the other,
+   * the lock perhaps later than the pipe, and until then looks alive.
+   */
+  readonly ownerIsGone?: boolean
   /** How long to wait for a watchdog that is at work on the journal of a dead session. */
   readonly waitMs?: number
   /** As in SessionOptions. */
@@ -178,10 +183,11 @@ export async function recoverInterrupted(directory: string, options: RecoveryOpt
 /** Replays one journal; undefined when its session is alive, or somebody else has just finished it. */
 export async function recoverJournal(path: string, options: RecoveryOptions): Promise<Recovered | undefined> {
   const { clock = systemClock, stepDeadlineMs = 3_600_000, waitMs = 120_000, tryLock: take = tryLock } = options
+  const { ownerIsGone = false } = options
   const session = basename(path, '.jsonl')
   let lock = await take(join(path, '..'), session)
   for (const endMs = clock.monotonicMs() + waitMs; lock === undefined && clock.monotonicMs() < endMs; ) {
-    if (await isAtWork(await ownerOf(path))) return undefined
+    if (!ownerIsGone && (await isAtWork(await ownerOf(path)))) return undefined
     await clock.sleep(50)
     lock = await take(join(path, '..'), session)
   }
