@@ -1,5 +1,5 @@
 /**
- * scripts/build.ts [DIRECTORY]: the package that is installed (dist by default; `npm install -g ./dist`): Umbra as
+ * scripts/build.ts [DIRECTORY]: the package that is installed (dist by default; `npm install -g --install-links ./dist`): Umbra as
  * JavaScript, in files that several modules share. Node.js runs no TypeScript out of node_modules, and loads a few files in
  * half the time of four hundred. Out of a checkout bin/umbra runs the source.
  */

@@ -4,11 +4,9 @@
  */
 import { constants } from 'node:fs'
 import { copyFile, type FileHandle, open, rm } from 'node:fs/promises'
+import { openDirect, pageBytes } from '../base/direct-file.ts'
 import { failure } from '../errors.ts'
 import type { BlockSink, BlockSource, Extent } from './block-device.ts'
-
-/** What writing past the kernel's cache must be a multiple of. */
-const pageBytes = 4096
 
 /** Opens an existing file for reading; its size is taken once. */
 export async function openHostFile(path: string): Promise<BlockSource> {
@@ -31,10 +29,6 @@ export async function createHostFile(path: string, sizeBytes: number): Promise<B
     throw error
   }
 }
-
-/** Undefined where the file system knows no writing past the cache. */
-const openDirect = (path: string): Promise<FileHandle | undefined> =>
-  open(path, constants.O_WRONLY | constants.O_DIRECT).catch(() => undefined)
 
 /**
  * Makes a clone that shares the blocks of `from` until one of both is written to (ioctl_ficlone(2): btrfs, XFS), and opens

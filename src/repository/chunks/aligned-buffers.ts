@@ -2,7 +2,8 @@
  * Buffers all threads see, aligned to memory pages, so that what stands in them can be written past the kernel's cache.
  * Shared memory of WebAssembly is the only one Node.js aligns.
  */
-const pageBytes = 4096
+import { pageBytes } from '../../base/direct-file.ts'
+
 const wasmPageBytes = 65536
 /** A memory of WebAssembly reserves address space: small buffers share one. */
 const memoryBytes = 4 * 1024 * 1024

@@ -5,6 +5,7 @@
 import { constants } from 'node:fs'
 import { type FileHandle, link, mkdir, open, opendir, rename, rmdir, stat, unlink } from 'node:fs/promises'
 import path from 'node:path'
+import { openDirect, pageBytes } from '../../base/direct-file.ts'
 
 /** An open file; whoever opened it closes it. */
 export interface RepositoryFile {
@@ -75,8 +76,6 @@ export const realFiles: RepositoryFiles = {
 
 /** Whole packs go past the kernel's cache where the file system can: nobody reads them soon, and its host has better use for it. */
 const directFromBytes = 1024 * 1024
-/** What writing past the cache must be a multiple of. */
-const pageBytes = 4096
 
 class RealFile implements RepositoryFile {
   readonly #path: string
@@ -123,10 +122,6 @@ class RealFile implements RepositoryFile {
     await this.#handle.close()
   }
 }
-
-/** Undefined where the file system knows no writing past the cache. */
-const openDirect = (path: string): Promise<FileHandle | undefined> =>
-  open(path, constants.O_WRONLY | constants.O_DIRECT).catch(() => undefined)
 
 /** The system's name for what went wrong (ENOSPC), if it was the system. */
 export function errorCode(error: unknown): string | undefined {
