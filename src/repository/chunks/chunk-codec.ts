@@ -3,12 +3,11 @@
  * BLAKE3 of the plain bytes, keyed where there is encryption, is its name.
  * Synchronous; codec-threads.ts runs it on threads. See docs/repository-format.md, "Records".
  */
-import { constants, zstdCompressSync, zstdDecompressSync } from 'node:zlib'
-import { check, encodings, FormatError, type RecordHeader, type RecordKind, recordSealBytes } from '../format.ts'
-import { closedAt, closeRecord, innerAt, openRecord } from '../keys/record-seal.ts'
+import { check, encodings, type RecordHeader, type RecordKind, recordSealBytes } from '../format.ts'
+import { closedAt, closeRecord, openRecord } from '../keys/record-seal.ts'
 import type { RecordKeys } from '../keys/seal.ts'
 import { blake3Digest, blake3Keyed } from './blake3.ts'
-import { freeNow } from './free-memory.ts'
+import { compress, decompress, frameBytesMax } from './zstd.ts'
 
 /** zstd levels a repository may be made with: -50 (fast) to 19; -1 is not one, because Node takes it as "not set". */
 export const compressionLevels = { min: -50, default: 1, max: 19 }
@@ -38,17 +37,16 @@ export interface StoredRecord extends Omit<RecordHeader, 'id'> {
  * The buffer has room for 32 bytes more than the plain ones.
  */
 export function encodeInPlace(buffer: Buffer, record: PlainRecord, keys: RecordKeys | undefined): StoredForm {
-  const at = keys === undefined ? 0 : innerAt
-  const packedBytes = compressInPlace(buffer, record, at)
-  // Not copyWithin, which is slow in shared memory.
-  if (packedBytes === undefined && at > 0) buffer.copy(buffer, at, 0, record.plainBytes)
-  const form = {
-    encoding: packedBytes === undefined ? encodings.raw : encodings.zstd,
-    encrypted: keys !== undefined,
-    storedAt: keys === undefined ? 0 : closedAt,
-    storedBytes: (packedBytes ?? record.plainBytes) + (keys === undefined ? 0 : recordSealBytes),
+  const plain = buffer.subarray(0, record.plainBytes)
+  const packed = record.level === undefined ? undefined : pack(plain, record.level)
+  const inner = packed ?? plain
+  const encoding = packed === undefined ? encodings.raw : encodings.zstd
+  if (keys === undefined) {
+    if (packed !== undefined) packed.copy(buffer)
+    return { encoding, encrypted: false, storedAt: 0, storedBytes: inner.length }
   }
-  if (keys !== undefined) closeRecord(buffer, headerOf({ ...record, ...form }), keys)
+  const form = { encoding, encrypted: true, storedAt: closedAt, storedBytes: inner.length + recordSealBytes }
+  closeRecord(buffer, inner, headerOf({ ...record, ...form }), keys)
   return form
 }
 
@@ -57,20 +55,19 @@ const headerOf = (record: Omit<RecordHeader, 'id'> & { id: Uint8Array }): Record
   id: Buffer.from(record.id),
 })
 
-/** Writes what zstd made of the plain bytes to `at` and answers its length; undefined when it is not shorter. */
-function compressInPlace(buffer: Buffer, { plainBytes, level }: PlainRecord, at: number): number | undefined {
-  if (level === undefined) return undefined
-  const packed = zstdCompressSync(buffer.subarray(0, plainBytes), {
-    // One output buffer for all there can be: with Node's 16 KiB pieces this takes two to three times as long.
-    chunkSize: plainBytes + Math.ceil(plainBytes / 128) + 512,
-    pledgedSrcSize: plainBytes,
-    params: { [constants.ZSTD_c_compressionLevel]: level },
-  })
-  const packedBytes = packed.length
-  const pays = packedBytes < plainBytes
-  if (pays) buffer.set(packed, at)
-  freeNow(packed)
-  return pays ? packedBytes : undefined
+/** What zstd made of it, in the work space; undefined when that is not shorter. */
+function pack(plain: Buffer, level: number): Buffer | undefined {
+  const target = workSpace(frameBytesMax(plain.length))
+  const packedBytes = compress(plain, level, target)
+  return packedBytes < plain.length ? target.subarray(0, packedBytes) : undefined
+}
+
+/** Where compressed bytes stand while they are made or read; a thread does one record at a time. It grows as needed. */
+let space = Buffer.alloc(0)
+
+function workSpace(bytes: number): Buffer {
+  if (space.length < bytes) space = Buffer.allocUnsafeSlow(bytes)
+  return space.subarray(0, bytes)
 }
 
 /**
@@ -83,33 +80,27 @@ export function decodeInPlace(buffer: Buffer, record: StoredRecord, keys: Record
   check(record.storedAt + record.plainBytes <= buffer.length, `a record of ${record.plainBytes} bytes`)
   check(record.encrypted || keys === undefined, 'a record that is not encrypted')
   check(!record.encrypted || keys !== undefined, 'an encrypted record where there is no encryption')
-  const inner = keys === undefined ? stored : openRecord(stored, headerOf(record), keys)
   if (record.encoding === encodings.raw) {
+    const inner = keys === undefined ? stored : openRecord(stored, stored, headerOf(record), keys)
     check(inner.length === record.plainBytes, 'a raw record of the wrong length')
     checkId(inner, record, keys)
     return
   }
-  const plain = expand(inner, record.plainBytes)
-  try {
-    check(plain.length === record.plainBytes, `${plain.length} bytes instead of ${record.plainBytes}`)
-    checkId(plain, record, keys)
-    plain.copy(buffer, record.storedAt)
-  } finally {
-    freeNow(plain)
-  }
+  const space = workSpace(stored.length)
+  const packed = keys === undefined ? copyOf(stored, space) : openRecord(stored, space, headerOf(record), keys)
+  const plain = buffer.subarray(record.storedAt, record.storedAt + record.plainBytes)
+  check(decompress(packed, plain), `the data does not decompress to ${record.plainBytes} bytes`)
+  checkId(plain, record, keys)
+}
+
+function copyOf(stored: Buffer, space: Buffer): Buffer {
+  stored.copy(space)
+  return space
 }
 
 function checkId(plain: Buffer, { id }: StoredRecord, keys: RecordKeys | undefined): void {
   const digest = keys === undefined ? blake3Digest(plain) : blake3Keyed(keys.idKey, [plain])
   check(digest.equals(id), 'the data does not match its digest')
-}
-
-function expand(stored: Buffer, plainBytes: number): Buffer {
-  try {
-    return zstdDecompressSync(stored, { chunkSize: plainBytes + 64, maxOutputLength: plainBytes })
-  } catch (error) {
-    throw new FormatError('the data does not decompress', { cause: error })
-  }
 }
 
 const sampleCount = 16

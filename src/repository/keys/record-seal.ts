@@ -1,5 +1,5 @@
 /**
- * Records under encryption, in place: nonce (12) | AES-256-GCM of the bytes as they would be stored without | tag (16).
+ * Records under encryption: nonce (12) | AES-256-GCM of the bytes as they would be stored without | tag (16).
  * The key is the record's own, derived from its id, so that a record may stand in any pack, and no number of records uses up
  * the random nonces. The header's fields are the associated data, so that no record can stand for another.
  * See docs/repository-format.md, "Encryption".
@@ -23,30 +23,36 @@ const ownKey = ({ dataKey }: RecordKeys, id: Uint8Array) => blake3Keyed(dataKey,
  * shared memory at any other place takes longer than to encrypt them.
  */
 export const closedAt = 4
-/** Where the bytes to be encrypted are put: behind the nonce. */
-export const innerAt = closedAt + nonceBytes
+const innerAt = closedAt + nonceBytes
 
-/** Encrypts the record of `header.storedBytes` at `closedAt`: nonce and tag are put around the bytes at `innerAt`. */
-export function closeRecord(buffer: Buffer, header: RecordHeader, keys: RecordKeys): void {
-  const end = closedAt + header.storedBytes - tagBytes
+/**
+ * Makes the record of `header.storedBytes` at `closedAt` of `buffer` from `inner`, the bytes to be encrypted, which stand in
+ * other memory or at the beginning of `buffer`.
+ */
+export function closeRecord(buffer: Buffer, inner: Buffer, header: RecordHeader, keys: RecordKeys): void {
+  const end = innerAt + inner.length
+  const target = buffer.subarray(innerAt, end)
+  // Not copyWithin, which is slow in shared memory.
+  const isWithin = inner.buffer === buffer.buffer
+  if (isWithin) inner.copy(target)
   const nonce = randomFillSync(Buffer.alloc(nonceBytes))
   const cipher = createCipheriv(algorithm, ownKey(keys, header.id), nonce, { authTagLength: tagBytes })
   cipher.setAAD(recordAssociatedData(header))
-  transform(cipher, buffer.subarray(innerAt, end), buffer.subarray(innerAt, end))
+  transform(cipher, isWithin ? target : inner, target)
   cipher.final()
   buffer.set(nonce, closedAt)
   buffer.set(cipher.getAuthTag(), end)
 }
 
-/** Decrypts `stored` in place; answers what was encrypted, which begins where `stored` does. FormatError. */
-export function openRecord(stored: Buffer, header: RecordHeader, keys: RecordKeys): Buffer {
+/** Decrypts `stored` to the beginning of `target`, which may be `stored` itself; answers what was encrypted. FormatError. */
+export function openRecord(stored: Buffer, target: Buffer, header: RecordHeader, keys: RecordKeys): Buffer {
   check(stored.length > recordSealBytes, 'the record is cut off')
   const end = stored.length - tagBytes
   const nonce = Buffer.from(stored.subarray(0, nonceBytes))
   const decipher = createDecipheriv(algorithm, ownKey(keys, header.id), nonce, { authTagLength: tagBytes })
   decipher.setAAD(recordAssociatedData(header))
   decipher.setAuthTag(Buffer.from(stored.subarray(end)))
-  const inner = stored.subarray(0, end - nonceBytes)
+  const inner = target.subarray(0, end - nonceBytes)
   transform(decipher, stored.subarray(nonceBytes, end), inner)
   try {
     decipher.final()
@@ -58,7 +64,7 @@ export function openRecord(stored: Buffer, header: RecordHeader, keys: RecordKey
   return inner
 }
 
-/** `target` begins at `source` or before it: what is written was read. */
+/** Where the two overlap, `target` does not begin behind `source`: what is written was read. */
 function transform(cipher: CipherGCM | DecipherGCM, source: Buffer, target: Buffer): void {
   for (let at = 0; at < source.length; at += pieceBytes) {
     const piece = cipher.update(source.subarray(at, at + pieceBytes))
