@@ -1,5 +1,5 @@
 /**
- * A chunk to its stored bytes and back, in place: zstd unless that does not pay, then encryption if the repository has it.
+ * A chunk to its stored bytes and back: zstd unless that does not pay, then encryption if the repository has it.
  * BLAKE3 of the plain bytes, keyed where there is encryption, is its name.
  * Synchronous; codec-threads.ts runs it on threads. See docs/repository-format.md, "Records".
  */
@@ -26,9 +26,10 @@ export interface StoredForm extends Pick<RecordHeader, 'encoding' | 'encrypted' 
   readonly storedAt: number
 }
 
-/** Where in a buffer the stored bytes of a record stand, and what they must become. */
+/** A record and what it must become. */
 export interface StoredRecord extends Omit<RecordHeader, 'id'> {
   readonly id: Uint8Array
+  /** Where in a buffer its stored bytes stand, and then its plain ones. */
   readonly storedAt: number
 }
 
@@ -42,7 +43,8 @@ export function encodeInPlace(buffer: Buffer, record: PlainRecord, keys: RecordK
   const inner = packed ?? plain
   const encoding = packed === undefined ? encodings.raw : encodings.zstd
   if (keys === undefined) {
-    if (packed !== undefined) packed.copy(buffer)
+    // Not set or copy, which are slow into shared memory where it is not aligned.
+    if (packed !== undefined) buffer.fill(packed, 0, packed.length)
     return { encoding, encrypted: false, storedAt: 0, storedBytes: inner.length }
   }
   const form = { encoding, encrypted: true, storedAt: closedAt, storedBytes: inner.length + recordSealBytes }
@@ -71,29 +73,33 @@ function workSpace(bytes: number): Buffer {
 }
 
 /**
- * Turns the stored bytes of a record within `buffer` into its plain bytes, which begin where those did; proven by its tag
- * if it is encrypted, then by its id. FormatError when they are not what the id says.
+ * Turns a record as it is stored, at `storedAt` of `buffer` or in `from`, into its plain bytes, at `storedAt` of `buffer`;
+ * proven by its tag if it is encrypted, then by its id. FormatError when they are not what the id says.
  */
-export function decodeInPlace(buffer: Buffer, record: StoredRecord, keys: RecordKeys | undefined): void {
-  const stored = buffer.subarray(record.storedAt, record.storedAt + record.storedBytes)
-  check(stored.length === record.storedBytes, 'the record is cut off')
-  check(record.storedAt + record.plainBytes <= buffer.length, `a record of ${record.plainBytes} bytes`)
+export function decodeRecord(buffer: Buffer, record: StoredRecord, keys: RecordKeys | undefined, from?: Buffer): void {
+  const { storedAt, storedBytes, plainBytes } = record
+  const stored = from ?? buffer.subarray(storedAt, storedAt + storedBytes)
+  check(stored.length === storedBytes, 'the record is cut off')
+  const plain = buffer.subarray(storedAt, storedAt + plainBytes)
+  check(plain.length === plainBytes, `a record of ${plainBytes} bytes`)
   check(record.encrypted || keys === undefined, 'a record that is not encrypted')
   check(!record.encrypted || keys !== undefined, 'an encrypted record where there is no encryption')
   if (record.encoding === encodings.raw) {
-    const inner = keys === undefined ? stored : openRecord(stored, stored, headerOf(record), keys)
-    check(inner.length === record.plainBytes, 'a raw record of the wrong length')
-    checkId(inner, record, keys)
-    return
+    check(storedBytes - (keys === undefined ? 0 : recordSealBytes) === plainBytes, 'a raw record of the wrong length')
+    if (keys !== undefined) openRecord(stored, plain, headerOf(record), keys)
+    else if (from !== undefined) stored.copy(plain)
+  } else {
+    const packed =
+      keys === undefined ? apart(stored, buffer) : openRecord(stored, workSpace(storedBytes), headerOf(record), keys)
+    check(decompress(packed, plain), `the data does not decompress to ${plainBytes} bytes`)
   }
-  const space = workSpace(stored.length)
-  const packed = keys === undefined ? copyOf(stored, space) : openRecord(stored, space, headerOf(record), keys)
-  const plain = buffer.subarray(record.storedAt, record.storedAt + record.plainBytes)
-  check(decompress(packed, plain), `the data does not decompress to ${record.plainBytes} bytes`)
   checkId(plain, record, keys)
 }
 
-function copyOf(stored: Buffer, space: Buffer): Buffer {
+/** The same bytes, in memory that `buffer` is no part of. */
+function apart(stored: Buffer, buffer: Buffer): Buffer {
+  if (stored.buffer !== buffer.buffer) return stored
+  const space = workSpace(stored.length)
   stored.copy(space)
   return space
 }

@@ -8,29 +8,31 @@ import { check, FormatError, type PackListing, readRecordHeader, recordHeaderByt
 import type { Seal } from '../keys/seal.ts'
 import type { Backend } from '../storage/backend.ts'
 import { segmentMaxBytes } from '../streams/map-segment.ts'
+import type { SharedBuffer } from './aligned-buffers.ts'
 import { type CodecThreads, codecThreads } from './codec-threads.ts'
 import { type DecodedChunk, DecodedChunks, type KeptAs } from './decoded-chunks.ts'
 import { type ChunkPlace, KnownChunks } from './known-chunks.ts'
+import { type LentBytes, PackWindows } from './pack-windows.ts'
 
 /** Chunks that can not be read and may stand elsewhere cause so many searches of all indexes between two refreshes. */
 const searchesMax = 16
 
 export class ChunkStore {
-  readonly #backend: Backend
   readonly seal: Seal
   readonly maxPlainBytes: number
   readonly known: KnownChunks
   readonly threads: CodecThreads
+  readonly #windows: PackWindows
   readonly #decoded: DecodedChunks
   readonly #decoders: Slots
   #searchesLeft = searchesMax
 
   constructor(backend: Backend, seal: Seal, chunkSizeBytes: number) {
-    this.#backend = backend
     this.seal = seal
     this.maxPlainBytes = Math.max(chunkSizeBytes, segmentMaxBytes)
     this.known = new KnownChunks(backend, seal, this.maxPlainBytes)
     this.threads = codecThreads(this.known.table.maxReadBytes, seal.recordKeys)
+    this.#windows = new PackWindows(backend)
     this.#decoders = openSlots(this.threads.jobsAtOnce)
     this.#decoded = new DecodedChunks(
       this.known.table.maxReadBytes,
@@ -42,6 +44,7 @@ export class ChunkStore {
   /** See KnownChunks.refresh. Called by whoever is about to rely upon what is stored, after its draft's marker was put. */
   refresh(): Promise<void> {
     this.#searchesLeft = searchesMax
+    this.#windows.forget()
     return this.known.refresh()
   }
 
@@ -110,14 +113,14 @@ export class ChunkStore {
   async #decode(place: ChunkPlace, isIt: (id: Buffer) => boolean): Promise<DecodedChunk> {
     const buffer = this.threads.takeBuffer()
     try {
-      const target = buffer.subarray(0, place.readBytes)
-      const length = await this.#readPack(place, target)
-      const header = readRecordHeader(target.subarray(0, length))
+      using record = await this.#readPack(place, buffer.subarray(0, place.readBytes))
+      const header = readRecordHeader(record.bytes)
       check(isIt(header.id), 'another chunk is stored in its place')
-      check(recordHeaderBytes + header.storedBytes <= length, 'the record is cut off')
       const storedAt = recordHeaderBytes
+      const stored = record.bytes.subarray(storedAt, storedAt + header.storedBytes)
+      check(stored.length === header.storedBytes, 'the record is cut off')
       // The header's id is a view of the buffer, which the threads need apart.
-      await this.threads.decode(buffer, { ...header, id: Uint8Array.from(header.id), storedAt })
+      await this.threads.decode(buffer, { ...header, id: Uint8Array.from(header.id), storedAt }, stored)
       return { buffer, plain: buffer.subarray(storedAt, storedAt + header.plainBytes) }
     } catch (error) {
       this.threads.giveBuffer(buffer)
@@ -125,9 +128,9 @@ export class ChunkStore {
     }
   }
 
-  async #readPack({ pack, offset }: ChunkPlace, target: Uint8Array): Promise<number> {
+  async #readPack({ pack, offset }: ChunkPlace, target: SharedBuffer): Promise<LentBytes> {
     try {
-      return await this.#backend.read(pack, offset, target)
+      return await this.#windows.read(pack, offset, target)
     } catch (error) {
       if (!(error instanceof Failure) || error.code !== 'REPOSITORY_OBJECT_MISSING') throw error
       throw new MissingPackError(error.message, { cause: error })

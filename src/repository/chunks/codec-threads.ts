@@ -11,7 +11,7 @@ import { FormatError, recordHeaderBytes } from '../format.ts'
 import type { RecordKeys } from '../keys/seal.ts'
 import { AlignedBuffers, type SharedBuffer } from './aligned-buffers.ts'
 import {
-  decodeInPlace,
+  decodeRecord,
   encodeInPlace,
   looksIncompressible,
   type PlainRecord,
@@ -32,8 +32,8 @@ export interface CodecThreads {
   giveBuffer(buffer: SharedBuffer): void
   /** Replaces the plain bytes by their stored form. The buffer is the thread's until it resolves. */
   encode(buffer: SharedBuffer, record: PlainRecord): Promise<StoredForm>
-  /** Replaces the stored bytes of a record by its plain ones, which begin there. FormatError. The buffer is the thread's meanwhile. */
-  decode(buffer: SharedBuffer, record: StoredRecord): Promise<void>
+  /** See decodeRecord. FormatError. Both buffers are the thread's meanwhile. */
+  decode(buffer: SharedBuffer, record: StoredRecord, from?: SharedBuffer): Promise<void>
 }
 
 interface Thread {
@@ -61,13 +61,13 @@ export function codecThreads(bufferBytes: number, keys: RecordKeys | undefined):
       const record = looksIncompressible(buffer.subarray(0, plainBytes)) ? { ...wanted, level: undefined } : wanted
       const isQuick = keys === undefined && record.level === undefined
       if (isQuick || plainBytes <= smallJobBytes) return encodeInPlace(buffer, record, keys)
-      const reply = await run({ kind: 'encode', ...placeOf(buffer), record, keys })
+      const reply = await run({ kind: 'encode', place: placeOf(buffer), record, keys })
       invariant('stored' in reply, `a codec thread failed: ${JSON.stringify(reply)}`)
       return reply.stored
     },
-    async decode(buffer, record) {
-      if (record.plainBytes <= smallJobBytes) return decodeInPlace(buffer, record, keys)
-      const reply = await run({ kind: 'decode', ...placeOf(buffer), record, keys })
+    async decode(buffer, record, from) {
+      if (record.plainBytes <= smallJobBytes) return decodeRecord(buffer, record, keys, from)
+      const reply = await run({ kind: 'decode', place: placeOf(buffer), record, keys, from: from && placeOf(from) })
       if ('damage' in reply) throw new FormatError(reply.damage)
       invariant('decoded' in reply, `a codec thread failed: ${JSON.stringify(reply)}`)
     },

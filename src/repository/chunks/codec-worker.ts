@@ -4,18 +4,23 @@
 import { parentPort } from 'node:worker_threads'
 import { FormatError } from '../format.ts'
 import type { RecordKeys } from '../keys/seal.ts'
-import { decodeInPlace, encodeInPlace, type PlainRecord, type StoredForm, type StoredRecord } from './chunk-codec.ts'
+import { decodeRecord, encodeInPlace, type PlainRecord, type StoredForm, type StoredRecord } from './chunk-codec.ts'
 
-interface Job {
+/** A part of memory that all threads see. */
+interface Place {
   readonly memory: SharedArrayBuffer
   readonly at: number
   readonly length: number
+}
+
+interface Job {
+  readonly place: Place
   readonly keys: RecordKeys | undefined
 }
 
 export type CodecJob =
   | (Job & { readonly kind: 'encode'; readonly record: PlainRecord })
-  | (Job & { readonly kind: 'decode'; readonly record: StoredRecord })
+  | (Job & { readonly kind: 'decode'; readonly record: StoredRecord; readonly from: Place | undefined })
 
 /** `damage` says why a record is none; `bug` is what should never happen. */
 export type CodecAnswer =
@@ -24,11 +29,13 @@ export type CodecAnswer =
   | { readonly damage: string }
   | { readonly bug: string }
 
+const bufferAt = ({ memory, at, length }: Place) => Buffer.from(memory, at, length)
+
 function answer(job: CodecJob): CodecAnswer {
-  const buffer = Buffer.from(job.memory, job.at, job.length)
+  const buffer = bufferAt(job.place)
   try {
     if (job.kind === 'encode') return { stored: encodeInPlace(buffer, job.record, job.keys) }
-    decodeInPlace(buffer, job.record, job.keys)
+    decodeRecord(buffer, job.record, job.keys, job.from && bufferAt(job.from))
     return { decoded: true }
   } catch (error) {
     if (error instanceof FormatError) return { damage: error.message }

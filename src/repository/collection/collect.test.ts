@@ -225,7 +225,11 @@ test('a clock that is set back by a day does not make a condemnation wait for th
 test('a reader of a point that is deleted gets a coded failure, never wrong bytes', async () => {
   const world = await World.make()
   await using repository = await world.open()
-  const point = await writePoint(repository, [1, 2, 3, 4])
+  // More than is read ahead.
+  const point = await writePoint(
+    repository,
+    Array.from({ length: 200 }, (_, seed) => seed),
+  )
   await using reader = await world.open()
   const opened = await reader.point(point.id)
   await using source = await opened.openStream('disk')
@@ -233,7 +237,7 @@ test('a reader of a point that is deleted gets a coded failure, never wrong byte
   await source.read(0, chunk)
   await repository.deletePoint(point.id)
   await world.collect({ delayMs: 0 })
-  await assert.rejects(source.read(128 * 1024, chunk), isFailure('REPOSITORY_CHUNK_CORRUPT'))
+  await assert.rejects(source.read(100 * chunk.length, chunk), isFailure('REPOSITORY_CHUNK_CORRUPT'))
 })
 
 test('a reader goes on when what it reads is repacked', async () => {

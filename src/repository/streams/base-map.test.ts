@@ -7,6 +7,7 @@ import { randomBytes } from 'node:crypto'
 import { test } from 'node:test'
 import { type MemoryRepository, openMemoryRepository } from '../../../test/sim/memory-repository.ts'
 import { failure } from '../../errors.ts'
+import { windowBytes } from '../chunks/pack-windows.ts'
 import { decodePackEnd, objectKeys, recordHeaderBytes, recordKinds, tocEntries } from '../format.ts'
 import { plainSeal } from '../keys/seal.ts'
 import { sealJson } from '../keys/sealed-json.ts'
@@ -135,7 +136,8 @@ test('a segment that can not be read means all of its chunks, and only those', a
   pack[at] = (pack[at] ?? 0) ^ 1
   const read = place.backend.read.bind(place.backend)
   place.backend.read = async (key, from, target) => {
-    if (from === offset) throw failure('REPOSITORY_IO', { path: key, reason: 'a bad sector' })
+    const isWindow = target.length === windowBytes && from <= offset && offset < from + windowBytes
+    if (from === offset || isWindow) throw failure('REPOSITORY_IO', { path: key, reason: 'a bad sector' })
     return read(key, from, target)
   }
   await using again = await place.openAgain()

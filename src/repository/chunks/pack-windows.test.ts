@@ -1,0 +1,126 @@
+/**
+ * Reading packs in windows: in order in few requests, elsewhere as without, and always what the store has.
+ */
+import assert from 'node:assert/strict'
+import { randomBytes } from 'node:crypto'
+import { test } from 'node:test'
+import { ManualClock } from '../../../test/sim/manual-clock.ts'
+import { Failure } from '../../base/failure.ts'
+import { inSlot, openSlots } from '../../base/slots.ts'
+import { failure } from '../../errors.ts'
+import { packSizeBytes } from '../format.ts'
+import { AlignedBuffers } from './aligned-buffers.ts'
+import { PackWindows, windowBytes } from './pack-windows.ts'
+
+const pack = 'packs/a'
+const targets = new AlignedBuffers(600_000, 0)
+
+/** A store with one pack, that counts what it is asked. */
+function openStore(content: Buffer) {
+  const store = {
+    content: content as Buffer | undefined,
+    requests: [] as { readonly offset: number; readonly bytes: number }[],
+    clock: new ManualClock(),
+    failsAt: (_offset: number) => false,
+    async read(key: string, offset: number, target: Uint8Array) {
+      store.requests.push({ offset, bytes: target.length })
+      await new Promise(setImmediate)
+      if (store.content === undefined) throw failure('REPOSITORY_OBJECT_MISSING', { path: key })
+      if (store.failsAt(offset)) throw failure('REPOSITORY_IO', { path: key, reason: 'the network is away' })
+      return store.content.subarray(offset).copy(target)
+    },
+  }
+  const windows = new PackWindows(store, store.clock)
+  return { store, windows }
+}
+
+/** Reads a piece and compares it with what stands there. */
+async function readPiece(windows: PackWindows, content: Buffer, offset: number, bytes: number): Promise<void> {
+  const target = targets.take()
+  try {
+    using lent = await windows.read(pack, offset, target.subarray(0, bytes))
+    await new Promise(setImmediate)
+    assert.ok(lent.bytes.equals(content.subarray(offset, offset + bytes)), `${bytes} bytes at ${offset}`)
+  } finally {
+    targets.give(target)
+  }
+}
+
+/** All up to `end` in pieces of uneven size, `atOnce` of them under way. */
+async function readInOrder(windows: PackWindows, content: Buffer, atOnce: number, end = content.length) {
+  const slots = openSlots(atOnce)
+  const pieces: Promise<void>[] = []
+  for (let at = 0, bytes = 0; at < end; at += bytes) {
+    bytes = 200_000 + ((at * 7) % 300_000)
+    const [offset, length] = [at, bytes]
+    pieces.push(inSlot(slots, () => readPiece(windows, content, offset, length)))
+  }
+  await Promise.all(pieces)
+}
+
+for (const atOnce of [1, 8]) {
+  for (const bytes of [packSizeBytes, packSizeBytes - 100, 2 * windowBytes, windowBytes + 1, 700_000]) {
+    test(`a pack of ${bytes} bytes read in order, ${atOnce} at once, takes a request for each window, and a few`, async () => {
+      const content = randomBytes(bytes)
+      const { store, windows } = openStore(content)
+      await readInOrder(windows, content, atOnce)
+      const most = Math.ceil(bytes / windowBytes) + 3
+      assert.ok(store.requests.length <= most, JSON.stringify(store.requests))
+    })
+  }
+}
+
+test('several packs at once, more than there are windows, each give what is theirs', async () => {
+  const contents = new Map(Array.from({ length: 12 }, (_, number) => [`packs/${number}`, randomBytes(5_000_000)]))
+  const windows = new PackWindows({
+    async read(key, offset, target) {
+      await new Promise(setImmediate)
+      return contents.get(key)?.subarray(offset).copy(target) ?? 0
+    },
+  })
+  for (let at = 0; at < 5_000_000; at += 500_000) {
+    await Promise.all(
+      [...contents].map(async ([key, content]) => {
+        const target = targets.take()
+        using lent = await windows.read(key, at, target.subarray(0, 500_000))
+        await new Promise(setImmediate)
+        assert.ok(lent.bytes.equals(content.subarray(at, at + 500_000)))
+        targets.give(target)
+      }),
+    )
+  }
+})
+
+test('reads here and there are requests of their own, no longer than they are', async () => {
+  const content = randomBytes(packSizeBytes)
+  const { store, windows } = openStore(content)
+  for (const megabytes of [9, 1, 13, 5, 15, 3, 11, 7]) await readPiece(windows, content, megabytes * 1_000_000, 100_000)
+  assert.equal(store.requests.length, 8)
+  assert.ok(store.requests.every(({ bytes }) => bytes === 100_000))
+})
+
+test('a window that can not be had fails nobody who needs none of it; who does reads alone, and is told why', async () => {
+  const content = randomBytes(packSizeBytes)
+  const { store, windows } = openStore(content)
+  const badByte = 2 * windowBytes + 500_000
+  store.failsAt = (offset) => offset >= 2 * windowBytes && offset <= badByte
+  await readInOrder(windows, content, 1, 2 * windowBytes - 600_000)
+  const isTold = (error: unknown) => error instanceof Failure && error.code === 'REPOSITORY_IO'
+  await assert.rejects(readPiece(windows, content, badByte, 100_000), isTold)
+  const before = store.requests.length
+  await readPiece(windows, content, badByte + 100_000, 100_000)
+  assert.equal(store.requests.length, before + 1, 'the window is not asked for again')
+})
+
+test('what was deleted or has changed is read no longer: after a while, or when windows are forgotten', async () => {
+  const content = randomBytes(3_000_000)
+  const { store, windows } = openStore(content)
+  const isGone = (error: unknown) => error instanceof Failure && error.code === 'REPOSITORY_OBJECT_MISSING'
+  for (const wait of [() => store.clock.advance(60_000), () => windows.forget()]) {
+    store.content = content
+    await readInOrder(windows, content, 1)
+    store.content = undefined
+    await wait()
+    await assert.rejects(readPiece(windows, content, 500_000, 100_000), isGone)
+  }
+})
