@@ -15,6 +15,8 @@ export interface BlockSource extends AsyncDisposable {
   readonly sizeBytes: number
   /** Fills `target` from `offset`; several calls may be in flight. Rejects with DISK_READ_FAILED and the offset. */
   read(offset: number, target: Uint8Array): Promise<void>
+  /** As `read`, into several buffers one after the other: one request for them all. Who has it not is read into each. */
+  readParts?(offset: number, targets: readonly Uint8Array[]): Promise<void>
   /** The ranges of [offset, offset+length), ascending, gapless, neighbours of one kind merged where cheap. */
   extents(offset: number, length: number): AsyncIterable<Extent>
 }
@@ -32,6 +34,23 @@ export interface BlockSink extends AsyncDisposable {
   readonly sizeBytes: number
   /** Writes `data` at `offset`; several calls may be in flight. Rejects with DISK_WRITE_FAILED and the offset. */
   write(offset: number, data: Uint8Array): Promise<void>
+  /** As `write`, what stands in several buffers one after the other: one request for them all, where it is there. */
+  writeParts?(offset: number, parts: readonly Uint8Array[]): Promise<void>
   /** Everything written so far is on stable storage when it resolves. */
   flush(): Promise<void>
+}
+
+export const bytesOf = (parts: readonly Uint8Array[]): number => parts.reduce((sum, { length }) => sum + length, 0)
+
+/** Calls `each` with every part and where it lies, if the first lies at `offset`; one after the other. */
+export async function oneByOne(
+  offset: number,
+  parts: readonly Uint8Array[],
+  each: (at: number, part: Uint8Array) => Promise<void>,
+): Promise<void> {
+  let at = offset
+  for (const part of parts) {
+    await each(at, part)
+    at += part.length
+  }
 }

@@ -38,3 +38,21 @@ test('what is written past the cache and what goes through it become one file', 
   }
   assert.deepEqual(await readFile(path), content)
 })
+
+test('several buffers, past the cache and through it, become one file', async () => {
+  const path = newPath()
+  const content = randomBytes(4 * 4096 + 512)
+  const buffers = new AlignedBuffers(4096, 0)
+  const parts = [0, 1, 2, 3].map((page) => {
+    const buffer = buffers.take()
+    content.copy(buffer, 0, page * 4096)
+    return buffer
+  })
+  {
+    await using file = await createHostFile(path, content.length)
+    await file.writeParts?.(0, parts.slice(0, 2))
+    await file.writeParts?.(2 * 4096, [...parts.slice(2), content.subarray(4 * 4096)])
+    await file.flush()
+  }
+  assert.deepEqual(await readFile(path), content)
+})

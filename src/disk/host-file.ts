@@ -6,7 +6,7 @@ import { constants } from 'node:fs'
 import { copyFile, type FileHandle, open, rm } from 'node:fs/promises'
 import { openDirect, pageBytes } from '../base/direct-file.ts'
 import { failure } from '../errors.ts'
-import type { BlockSink, BlockSource, Extent } from './block-device.ts'
+import { type BlockSink, type BlockSource, bytesOf, type Extent, oneByOne } from './block-device.ts'
 
 /** Opens an existing file for reading; its size is taken once. */
 export async function openHostFile(path: string): Promise<BlockSource> {
@@ -85,6 +85,13 @@ class HostFile implements BlockSource, BlockSink {
     }
   }
 
+  async readParts(offset: number, targets: readonly Uint8Array[]): Promise<void> {
+    const wanted = bytesOf(targets)
+    const read = this.#holds(offset, wanted) && (await this.#file.readv(targets, offset).catch(() => undefined))
+    // One by one, to tell why, and where.
+    if (!read || read.bytesRead < wanted) await oneByOne(offset, targets, (at, target) => this.read(at, target))
+  }
+
   /** Files are read whole: what is a hole in them only the reader of the bytes can tell. */
   async *extents(offset: number, length: number): AsyncGenerator<Extent> {
     if (length > 0) yield { offset, length, data: true }
@@ -105,12 +112,24 @@ class HostFile implements BlockSource, BlockSink {
     }
   }
 
+  async writeParts(offset: number, parts: readonly Uint8Array[]): Promise<void> {
+    const wanted = bytesOf(parts)
+    const isAligned = offset % pageBytes === 0 && parts.every(({ length }) => length % pageBytes === 0)
+    const file = (isAligned ? this.#direct : undefined) ?? this.#file
+    const written = this.#holds(offset, wanted) && (await file.writev(parts, offset).catch(() => undefined))
+    if (!written || written.bytesWritten < wanted) await oneByOne(offset, parts, (at, data) => this.write(at, data))
+  }
+
   /** Answers how much was written: what is not aligned, or can not be written, is left to the usual way, which says why. */
   async #writeDirect(offset: number, data: Uint8Array): Promise<number> {
     const isAligned = offset % pageBytes === 0 && data.length % pageBytes === 0
     if (this.#direct === undefined || !isAligned) return 0
     const written = await this.#direct.write(data, 0, data.length, offset).catch(() => undefined)
     return written?.bytesWritten ?? 0
+  }
+
+  #holds(offset: number, bytes: number): boolean {
+    return this.#closing === undefined && offset >= 0 && offset + bytes <= this.sizeBytes
   }
 
   async flush(): Promise<void> {

@@ -55,3 +55,25 @@ test('each write waits for the limit; the signal ends the waiting before anythin
   assert.deepEqual(calls, ['write 0+250', 'flush', 'disposed'])
   assert.equal(clock.pending, 0)
 })
+
+test('several buffers in one request wait for all their bytes; who has no such request gets none', async () => {
+  const clock = new ManualClock()
+  const { disk, calls } = openDisk()
+  assert.equal(limited(disk, openRateLimit(1000, clock)).readParts, undefined)
+  assert.equal(limitedSink(disk, openRateLimit(1000, clock)).writeParts, undefined)
+  const inParts: BlockSource & BlockSink = {
+    ...disk,
+    readParts: async (offset, targets) => void calls.push(`read ${offset} into ${targets.length}`),
+    writeParts: async (offset, parts) => void calls.push(`write ${offset} from ${parts.length}`),
+  }
+  const buffers = [Buffer.alloc(250), Buffer.alloc(100)]
+  const source = limited(inParts, openRateLimit(1000, clock))
+  const sink = limitedSink(inParts, openRateLimit(1000, clock))
+  await source.readParts?.(0, buffers) // the first is a burst
+  await sink.writeParts?.(0, buffers)
+  const second = Promise.all([source.readParts?.(350, buffers), sink.writeParts?.(350, buffers)])
+  assert.deepEqual(calls, ['read 0 into 2', 'write 0 from 2'])
+  await clock.drive(second)
+  assert.ok(clock.monotonicMs() > 300, `${clock.monotonicMs()} ms`)
+  assert.deepEqual(calls.slice(2), ['read 350 into 2', 'write 350 from 2'])
+})

@@ -2,7 +2,7 @@
  * Disks that are read or written no faster than a limit. Holes cost nothing: they are neither read nor written.
  */
 import type { RateLimit } from '../base/rate-limit.ts'
-import type { BlockSink, BlockSource } from './block-device.ts'
+import { type BlockSink, type BlockSource, bytesOf } from './block-device.ts'
 
 /** `source`, each read of it waiting for the limit; the signal ends the waiting. Disposal disposes `source`. */
 export function limited(source: BlockSource, limit: RateLimit, signal?: AbortSignal): BlockSource {
@@ -12,6 +12,12 @@ export function limited(source: BlockSource, limit: RateLimit, signal?: AbortSig
       await limit.take(target.length, signal)
       await source.read(offset, target)
     },
+    ...(source.readParts && {
+      async readParts(offset: number, targets: readonly Uint8Array[]) {
+        await limit.take(bytesOf(targets), signal)
+        await source.readParts?.(offset, targets)
+      },
+    }),
     extents: (offset, length) => source.extents(offset, length),
     [Symbol.asyncDispose]: () => source[Symbol.asyncDispose](),
   }
@@ -25,6 +31,12 @@ export function limitedSink(sink: BlockSink, limit: RateLimit, signal?: AbortSig
       await limit.take(data.length, signal)
       await sink.write(offset, data)
     },
+    ...(sink.writeParts && {
+      async writeParts(offset: number, parts: readonly Uint8Array[]) {
+        await limit.take(bytesOf(parts), signal)
+        await sink.writeParts?.(offset, parts)
+      },
+    }),
     flush: () => sink.flush(),
     [Symbol.asyncDispose]: () => sink[Symbol.asyncDispose](),
   }

@@ -22,6 +22,7 @@ export async function openRawImage(path: string): Promise<BlockSource> {
   return {
     sizeBytes: file.sizeBytes,
     read: (offset, target) => file.read(offset, target),
+    ...(file.readParts && { readParts: file.readParts.bind(file) }),
     async *extents(offset, length): AsyncGenerator<Extent> {
       map ??= mapOf(path, file.sizeBytes)
       yield* clipRanges(await map, offset, length)

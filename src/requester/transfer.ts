@@ -1,13 +1,16 @@
 /**
- * The data path: from a copy into the repository, and back. A fixed number of lanes each have one chunk at a time;
+ * The data path: from a copy into the repository, and back. A fixed number of lanes each have a few chunks at a time;
  * back-pressure is the lane that waits. Holes are neither read nor written.
  */
+import { mapLimit } from '../base/async.ts'
 import { inSlot, openSlots } from '../base/slots.ts'
-import type { BlockSink, BlockSource, LendingSource } from '../disk/block-device.ts'
+import { type BlockSink, type BlockSource, type LendingSource, oneByOne } from '../disk/block-device.ts'
 import type { StreamWriter } from '../repository/repository.ts'
 
 /** Reads or writes in flight per disk. */
-const lanes = 8
+const lanes = 6
+/** Chunks that follow one another go in one request: each is a trip to another thread, which costs more than it looks. */
+const requestBytes = 2 * 1024 * 1024
 /** A file system lets one write into a file at a time; many at once only burn the processor while they wait in turn. */
 const writesAtOnce = 2
 
@@ -25,29 +28,74 @@ export type ChunkWriter = Pick<StreamWriter, 'lendBuffer' | 'writeChunk'>
 export async function readInto(source: BlockSource, writer: ChunkWriter, options: TransferOptions): Promise<number> {
   const { chunkSizeBytes, signal, onProgress } = options
   let readBytes = 0
-  await inLanes(dataChunks(source, chunkSizeBytes, onProgress), signal, async (chunkNumber) => {
-    using buffer = writer.lendBuffer()
-    const offset = chunkNumber * chunkSizeBytes
-    const data = buffer.bytes.subarray(0, Math.min(chunkSizeBytes, source.sizeBytes - offset))
-    await source.read(offset, data)
-    await writer.writeChunk(chunkNumber, data, buffer)
-    readBytes += data.length
-    onProgress(data.length)
+  await inLanes(dataRuns(source, options), signal, async (run) => {
+    using lent = new DisposableStack()
+    const chunks = run.map(({ offset, length }) => {
+      const buffer = lent.use(writer.lendBuffer())
+      return { offset, buffer, data: buffer.bytes.subarray(0, length) }
+    })
+    const parts = chunks.map(({ data }) => data)
+    await source.readParts?.(run[0].offset, parts)
+    await mapLimit(chunks, chunks.length, async ({ offset, data, buffer }) => {
+      if (source.readParts === undefined) await source.read(offset, data)
+      await writer.writeChunk(offset / chunkSizeBytes, data, buffer)
+      readBytes += data.length
+      onProgress(data.length)
+    })
   })
   return readBytes
 }
 
 /** Writes every byte of `source` that is not a hole to `sink`, which must read as zeros where nothing is written. */
 export async function writeOut(source: LendingSource, sink: BlockSink, options: TransferOptions): Promise<void> {
-  const { chunkSizeBytes, signal, onProgress } = options
+  const { signal, onProgress } = options
   const writing = openSlots(writesAtOnce)
-  await inLanes(dataChunks(source, chunkSizeBytes, onProgress), signal, async (chunkNumber) => {
-    const offset = chunkNumber * chunkSizeBytes
-    const length = Math.min(chunkSizeBytes, source.sizeBytes - offset)
-    await source.withBytes(offset, length, (data) => inSlot(writing, () => sink.write(offset, data)))
-    onProgress(length)
+  const write = (offset: number, parts: readonly Uint8Array[]) =>
+    sink.writeParts?.(offset, parts) ?? oneByOne(offset, parts, (at, data) => sink.write(at, data))
+  await inLanes(dataRuns(source, options), signal, async (run) => {
+    await withAll(source, run, (parts) => inSlot(writing, () => write(run[0].offset, parts)))
+    onProgress(run.reduce((sum, { length }) => sum + length, 0))
   })
   await sink.flush()
+}
+
+interface Range {
+  readonly offset: number
+  readonly length: number
+}
+
+/** Chunks that follow one another. */
+type Run = readonly [Range, ...Range[]]
+
+/** Calls `use` with the bytes of all ranges, which are lent until it has resolved. */
+function withAll(
+  source: LendingSource,
+  [range, ...others]: readonly Range[],
+  use: (parts: readonly Uint8Array[]) => Promise<void>,
+  parts: readonly Uint8Array[] = [],
+): Promise<void> {
+  if (range === undefined) return use(parts)
+  return source.withBytes(range.offset, range.length, (data) => withAll(source, others, use, [...parts, data]))
+}
+
+/** The chunks that hold any data, in runs for a lane. */
+async function* dataRuns(
+  source: BlockSource,
+  { chunkSizeBytes, onProgress }: Pick<TransferOptions, 'chunkSizeBytes' | 'onProgress'>,
+): AsyncGenerator<Run, void> {
+  const most = Math.max(1, Math.floor(requestBytes / chunkSizeBytes))
+  let run: [Range, ...Range[]] | undefined
+  for await (const number of dataChunks(source, chunkSizeBytes, onProgress)) {
+    const offset = number * chunkSizeBytes
+    const chunk = { offset, length: Math.min(chunkSizeBytes, source.sizeBytes - offset) }
+    if (run !== undefined && run.length < most && offset === run[0].offset + run.length * chunkSizeBytes) {
+      run.push(chunk)
+      continue
+    }
+    if (run !== undefined) yield run
+    run = [chunk]
+  }
+  if (run !== undefined) yield run
 }
 
 /** Numbers of the chunks that hold any data, ascending, each once; chunks that do not are reported as dealt with. */

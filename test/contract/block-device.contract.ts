@@ -51,6 +51,22 @@ export function blockDeviceContract(name: string, open: (content: Uint8Array) =>
       assert.deepEqual(around.subarray(200), new Uint8Array(100).fill(0xaa))
     })
 
+    it('fills several buffers with what follows one another, if it can', async () => {
+      const content = sampleContent()
+      await using source = await open(content)
+      for (const offset of [0, 1000, sizeBytes - 700]) {
+        const targets = [100, 512, 88].map((length) => new Uint8Array(length))
+        if (source.readParts === undefined) return
+        await source.readParts(offset, targets)
+        assert.deepEqual(Buffer.concat(targets), Buffer.from(content.subarray(offset, offset + 700)))
+      }
+      const beyond = [new Uint8Array(512), new Uint8Array(512)]
+      await assert.rejects(
+        async () => source.readParts?.(sizeBytes - 512, beyond),
+        failsAt('DISK_READ_FAILED', sizeBytes),
+      )
+    })
+
     it('refuses to read beyond the end, and names the offset', async () => {
       await using source = await open(sampleContent())
       await assert.rejects(source.read(sizeBytes - 10, new Uint8Array(11)), failsAt('DISK_READ_FAILED', sizeBytes - 10))
@@ -104,6 +120,20 @@ export function blockSinkContract(name: string, open: (size: number) => Promise<
       const back = new Uint8Array(content.length)
       await disk.read(0, back)
       assert.ok(content.equals(back))
+    })
+
+    it('takes what stands in several buffers, if it can', async () => {
+      const content = sampleContent()
+      await using sink = await open(sizeBytes)
+      const write = sink.writeParts?.bind(sink)
+      if (write === undefined) return
+      for (const offset of [0, 4096, 100_001, sizeBytes - 20_000]) {
+        const bytes = content.subarray(offset, offset + 20_000)
+        await write(offset, [bytes.subarray(0, 8192), bytes.subarray(8192, 8300), bytes.subarray(8300)])
+        await assertReads(sink, content, offset, 20_000)
+      }
+      const beyond = [new Uint8Array(512), new Uint8Array(512)]
+      await assert.rejects(write(sizeBytes - 512, beyond), failsAt('DISK_WRITE_FAILED', sizeBytes))
     })
 
     it('refuses to write beyond the end, and names the offset', async () => {
