@@ -199,12 +199,12 @@ function defineVm(uri: string, data: BenchData, scratch: string): Promise<void> 
 }
 
 /**
- * The same for everybody: the disk is in memory, and so much memory is free that the machine really has: one that is virtual
- * pays for what it takes anew.
+ * The same for everybody: the disk and the repository are in memory, whoever has written past the kernel's cache or not, and
+ * so much memory is free that the machine really has: one that is virtual pays for what it takes anew.
  */
-function warm({ data }: Place): void {
-  execFileSync('dd', [`if=${data.raw}`, 'of=/dev/null', 'bs=4M'], { stdio: 'ignore' })
+function warm({ data, scratch }: Place): void {
   execFileSync('sync')
+  execFileSync('sh', ['-c', 'find "$@" -type f -exec cat {} + > /dev/null', 'sh', data.raw, scratch])
   const fill = '/dev/shm/umbra-bench-fill'
   execFileSync('dd', ['if=/dev/zero', `of=${fill}`, 'bs=4M', 'count=768'], { stdio: 'ignore' })
   execFileSync('rm', [fill])
