@@ -1,6 +1,6 @@
 /**
  * PackWriter: puts the records of one draft into packs. Records go into a buffer of one pack; full packs are put to the
- * backend while the next one fills. Seven packs in memory, never more. See docs/repository-format.md, "Packs".
+ * backend while the next one fills. Six packs in memory, never more. See docs/repository-format.md, "Packs".
  */
 
 import {
@@ -25,7 +25,7 @@ import { AlignedBuffers, type SharedBuffer } from './aligned-buffers.ts'
 import { asBuffer } from './blake3.ts'
 
 /** Packs on their way to the backend while one fills: storage that answers late is not waited for. */
-const packsInFlight = 6
+const packsInFlight = 5
 
 /** The process's; aligned, so that packs can be written past the kernel's cache. */
 const packBuffers = new AlignedBuffers(packSizeBytes, 0)
