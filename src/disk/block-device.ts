@@ -15,7 +15,7 @@ export interface BlockSource extends AsyncDisposable {
   readonly sizeBytes: number
   /** Fills `target` from `offset`; several calls may be in flight. Rejects with DISK_READ_FAILED and the offset. */
   read(offset: number, target: Uint8Array): Promise<void>
-  /** As `read`, into several buffers one after the other: one request for them all. Who has it not is read into each. */
+  /** As `read`, into several buffers one after the other, in one request. Where it is missing, `read` does for each. */
   readParts?(offset: number, targets: readonly Uint8Array[]): Promise<void>
   /** The ranges of [offset, offset+length), ascending, gapless, neighbours of one kind merged where cheap. */
   extents(offset: number, length: number): AsyncIterable<Extent>
@@ -34,7 +34,7 @@ export interface BlockSink extends AsyncDisposable {
   readonly sizeBytes: number
   /** Writes `data` at `offset`; several calls may be in flight. Rejects with DISK_WRITE_FAILED and the offset. */
   write(offset: number, data: Uint8Array): Promise<void>
-  /** As `write`, what stands in several buffers one after the other: one request for them all, where it is there. */
+  /** As `write`, what stands in several buffers one after the other, in one request. Where it is missing, `write` does for each. */
   writeParts?(offset: number, parts: readonly Uint8Array[]): Promise<void>
   /** Everything written so far is on stable storage when it resolves. */
   flush(): Promise<void>

@@ -11,8 +11,12 @@ import { AlignedBuffers, type SharedBuffer } from './aligned-buffers.ts'
 export const windowBytes = 2 * 1024 * 1024
 /** Windows under way behind the one that is read. */
 const windowsAhead = 2
-/** 32 MiB: enough for some readers of several packs each. */
-const windowsKept = 16
+/** 64 MiB, if so many packs are read in turn. */
+const windowsKept = 32
+/** So many windows in vain, and records are read alone for a while: they lie in more packs than there are windows. */
+const wastedMost = 4
+/** What one record that is read alone takes off the windows in vain. */
+const forgiven = 1 / 64
 /** So near to the end of another read begins who reads in order; several at once are a little apart. */
 const nearBytes = 1024 * 1024
 const readsRemembered = 32
@@ -35,6 +39,8 @@ interface Window {
   readonly filled: Promise<number | undefined>
   readonly sinceMs: number
   endsPack: boolean
+  /** Records that were read out of it, and those who do so now. */
+  reads: number
   users: number
   isKept: boolean
 }
@@ -46,6 +52,8 @@ export class PackWindows {
   readonly #kept = new Map<string, Window>()
   /** Where the last reads ended. */
   readonly #ends: { readonly pack: string; readonly end: number }[] = []
+  /** Windows that went before two records were read out of them, less those that served. */
+  #wasted = 0
 
   constructor(backend: Pick<Backend, 'read'>, clock: Clock = systemClock) {
     this.#backend = backend
@@ -71,8 +79,12 @@ export class PackWindows {
   async #readWindows(pack: string, offset: number, target: SharedBuffer): Promise<LentBytes | undefined> {
     const first = windowAt(offset)
     const last = windowAt(offset + target.length - 1)
-    const inOrder = this.#isInOrder(pack, offset, target.length) || this.#kept.has(nameOf(pack, first))
-    if (!inOrder || last - first > 1 || last > lastWindow) return undefined
+    const isKept = this.#kept.has(nameOf(pack, first))
+    const isInOrder = this.#isInOrder(pack, offset, target.length) && this.#wasted < wastedMost
+    if (!(isKept || isInOrder) || last - first > 1 || last > lastWindow) {
+      this.#wasted = Math.max(0, this.#wasted - forgiven)
+      return undefined
+    }
     const windows = this.#windows(pack, first, last)
     let isLent = false
     try {
@@ -104,16 +116,19 @@ export class PackWindows {
     return inOrder
   }
 
-  /** Those from `first` to `last`, taken for a reader; the next ones are on their way. */
+  /** Those from `first` to `last`, taken for a reader; where it is not the first, the next ones are on their way. */
   #windows(pack: string, first: number, last: number): Window[] {
     const taken: Window[] = []
-    for (let number = first; number <= Math.min(last + windowsAhead, lastWindow); number += 1) {
+    for (let number = first; number <= last; number += 1) {
       const window = this.#window(pack, number)
-      if (number <= last) {
-        window.users += 1
-        taken.push(window)
-      }
-      if (window.endsPack) break
+      window.reads += 1
+      window.users += 1
+      taken.push(window)
+      if (window.endsPack) return taken
+    }
+    if ((taken[0]?.reads ?? 0) < 2) return taken
+    for (let number = last + 1; number <= Math.min(last + windowsAhead, lastWindow); number += 1) {
+      if (this.#window(pack, number).endsPack) break
     }
     return taken
   }
@@ -135,6 +150,7 @@ export class PackWindows {
     if (oldest !== undefined && this.#kept.size > windowsKept) {
       this.#kept.delete(oldest[0])
       this.#letGo(oldest[1])
+      this.#wasted = Math.max(0, this.#wasted + (oldest[1].reads < 2 ? 1 : -1))
     }
     return window
   }
@@ -153,7 +169,7 @@ export class PackWindows {
       }
     }
     // The one user is the reading itself.
-    const common = { buffer, sinceMs: this.#clock.monotonicMs(), endsPack: false, users: 1, isKept: true }
+    const common = { buffer, sinceMs: this.#clock.monotonicMs(), endsPack: false, reads: 0, users: 1, isKept: true }
     const window: Window = { ...common, filled: Promise.resolve().then(fetched) }
     return window
   }
