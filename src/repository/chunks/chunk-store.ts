@@ -12,12 +12,13 @@ import type { SharedBuffer } from './aligned-buffers.ts'
 import { type CodecThreads, codecThreads } from './codec-threads.ts'
 import { type DecodedChunk, DecodedChunks, type KeptAs } from './decoded-chunks.ts'
 import { type ChunkPlace, KnownChunks } from './known-chunks.ts'
-import { type LentBytes, PackWindows } from './pack-windows.ts'
+import { PackWindows } from './pack-windows.ts'
 
 /** Chunks that can not be read and may stand elsewhere cause so many searches of all indexes between two refreshes. */
 const searchesMax = 16
 
 export class ChunkStore {
+  readonly #backend: Backend
   readonly seal: Seal
   readonly maxPlainBytes: number
   readonly known: KnownChunks
@@ -32,6 +33,7 @@ export class ChunkStore {
     this.maxPlainBytes = Math.max(chunkSizeBytes, segmentMaxBytes)
     this.known = new KnownChunks(backend, seal, this.maxPlainBytes)
     this.threads = codecThreads(this.known.table.maxReadBytes, seal.recordKeys)
+    this.#backend = backend
     this.#windows = new PackWindows(backend)
     this.#decoders = openSlots(this.threads.jobsAtOnce)
     this.#decoded = new DecodedChunks(
@@ -113,28 +115,54 @@ export class ChunkStore {
   async #decode(place: ChunkPlace, isIt: (id: Buffer) => boolean): Promise<DecodedChunk> {
     const buffer = this.threads.takeBuffer()
     try {
-      using record = await this.#readPack(place, buffer.subarray(0, place.readBytes))
-      const header = readRecordHeader(record.bytes)
-      check(isIt(header.id), 'another chunk is stored in its place')
-      const storedAt = recordHeaderBytes
-      const stored = record.bytes.subarray(storedAt, storedAt + header.storedBytes)
-      check(stored.length === header.storedBytes, 'the record is cut off')
-      // The header's id is a view of the buffer, which the threads need apart.
-      await this.threads.decode(buffer, { ...header, id: Uint8Array.from(header.id), storedAt }, stored)
-      return { buffer, plain: buffer.subarray(storedAt, storedAt + header.plainBytes) }
+      return (await this.#decodeLent(place, buffer, isIt)) ?? (await this.#decodeAlone(place, buffer, isIt))
     } catch (error) {
       this.threads.giveBuffer(buffer)
       throw error
     }
   }
 
-  async #readPack({ pack, offset }: ChunkPlace, target: SharedBuffer): Promise<LentBytes> {
+  /** Undefined when there are no bytes to lend, or they are damaged: what was read ahead may have been mended since. */
+  async #decodeLent(
+    { pack, offset, readBytes }: ChunkPlace,
+    buffer: SharedBuffer,
+    isIt: (id: Buffer) => boolean,
+  ): Promise<DecodedChunk | undefined> {
+    using lent = await this.#windows.lend(pack, offset, buffer.subarray(0, readBytes))
+    if (lent === undefined) return undefined
     try {
-      return await this.#windows.read(pack, offset, target)
+      return await this.#prove(lent.bytes, buffer, isIt)
+    } catch (error) {
+      if (!(error instanceof FormatError)) throw error
+      this.#windows.forget()
+      return undefined
+    }
+  }
+
+  async #decodeAlone(
+    { pack, offset, readBytes }: ChunkPlace,
+    buffer: SharedBuffer,
+    isIt: (id: Buffer) => boolean,
+  ): Promise<DecodedChunk> {
+    try {
+      const target = buffer.subarray(0, readBytes)
+      return await this.#prove(target.subarray(0, await this.#backend.read(pack, offset, target)), buffer, isIt)
     } catch (error) {
       if (!(error instanceof Failure) || error.code !== 'REPOSITORY_OBJECT_MISSING') throw error
       throw new MissingPackError(error.message, { cause: error })
     }
+  }
+
+  /** Makes the record in `bytes`, which may be the beginning of `buffer`, plain in there. FormatError. */
+  async #prove(bytes: SharedBuffer, buffer: SharedBuffer, isIt: (id: Buffer) => boolean): Promise<DecodedChunk> {
+    const header = readRecordHeader(bytes)
+    check(isIt(header.id), 'another chunk is stored in its place')
+    const storedAt = recordHeaderBytes
+    const stored = bytes.subarray(storedAt, storedAt + header.storedBytes)
+    check(stored.length === header.storedBytes, 'the record is cut off')
+    // The header's id is a view of the bytes, which the threads need apart.
+    await this.threads.decode(buffer, { ...header, id: Uint8Array.from(header.id), storedAt }, stored)
+    return { buffer, plain: buffer.subarray(storedAt, storedAt + header.plainBytes) }
   }
 }
 

@@ -60,23 +60,18 @@ export class PackWindows {
     this.#clock = clock
   }
 
-  /** As Backend.read; the bytes stand in `target`, or in a window, which is lent. Rejects as the backend does. */
-  async read(pack: string, offset: number, target: SharedBuffer): Promise<LentBytes> {
-    return (await this.#readWindows(pack, offset, target)) ?? this.#readAlone(pack, offset, target)
-  }
-
   /** What is read from now on is read anew. */
   forget(): void {
     for (const window of this.#kept.values()) this.#letGo(window)
     this.#kept.clear()
   }
 
-  async #readAlone(pack: string, offset: number, target: SharedBuffer): Promise<LentBytes> {
-    return unlent(target.subarray(0, await this.#backend.read(pack, offset, target)))
-  }
-
-  /** Undefined where nobody reads in order, and when a window could not be read: who reads alone is told why. */
-  async #readWindows(pack: string, offset: number, target: SharedBuffer): Promise<LentBytes | undefined> {
+  /**
+   * The bytes of `pack` from `offset` on, as many as `target` has, fewer where it ends; in a window that is lent, or in `target`.
+   * Undefined where they should be read alone: nobody reads in order, or a window could not be read. They may be as they
+   * were a while ago: who finds them damaged reads alone before believing it.
+   */
+  async lend(pack: string, offset: number, target: SharedBuffer): Promise<LentBytes | undefined> {
     const first = windowAt(offset)
     const last = windowAt(offset + target.length - 1)
     const isKept = this.#kept.has(nameOf(pack, first))

@@ -7,6 +7,7 @@ import { mkdtemp, readdir, readFile, rm, stat, truncate, writeFile } from 'node:
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { test } from 'node:test'
+import { openMemoryRepository } from '../../../test/sim/memory-repository.ts'
 import { Failure } from '../../base/failure.ts'
 import { recordHeaderBytes, scanPack } from '../format.ts'
 import { createRepository, openRepository, type RecoveryPoint, type Repository } from '../repository.ts'
@@ -201,4 +202,48 @@ test('verify stops when it is told to', async () => {
   await using place = await twoPoints()
   await using repository = await openRepository(place.folder)
   await assert.rejects(repository.verify({ signal: AbortSignal.abort() }), { name: 'AbortError' })
+})
+
+test('damage that was read ahead and is mended meanwhile is damage no longer; a verify reads what there is now', async () => {
+  await using place = await openMemoryRepository(chunkSizeBytes)
+  const data = randomBytes(6 * chunkSizeBytes)
+  await using draft = await place.repository.beginPoint()
+  {
+    await using stream = await draft.openStream('disk', data.length)
+    for (let number = 0; number < 6; number += 1) {
+      await stream.writeChunk(number, data.subarray(number * chunkSizeBytes, (number + 1) * chunkSizeBytes))
+    }
+    await stream.finish()
+  }
+  const point = await draft.commit({})
+  const pack = [...place.backend.objects].find(([key]) => key.startsWith('packs/'))?.[1] ?? assert.fail()
+  const flip = () => {
+    const at = pack.indexOf(data.subarray(3 * chunkSizeBytes, 3 * chunkSizeBytes + 32)) + 1000
+    pack[at] = (pack[at] ?? 0) ^ 1
+  }
+  await using again = await place.openAgain()
+  await using source = await (await again.point(point.id)).openStream('disk')
+  const read = async (chunk: number) => {
+    const target = Buffer.alloc(chunkSizeBytes)
+    await source.read(chunk * chunkSizeBytes, target)
+    assert.ok(target.equals(data.subarray(chunk * chunkSizeBytes, (chunk + 1) * chunkSizeBytes)))
+  }
+  flip()
+  for (const chunk of [0, 1, 2]) await read(chunk)
+  await assert.rejects(read(3), (error) => error instanceof Failure && error.code === 'REPOSITORY_CHUNK_CORRUPT')
+  await read(4)
+  flip()
+  await read(3)
+  // What was read ahead while it was damaged, and never asked for until it was whole again.
+  await using other = await place.openAgain()
+  await using ahead = await (await other.point(point.id)).openStream('disk')
+  flip()
+  for (const chunk of [0, 1]) await ahead.read(chunk * chunkSizeBytes, Buffer.alloc(chunkSizeBytes))
+  flip()
+  const target = Buffer.alloc(chunkSizeBytes)
+  await ahead.read(3 * chunkSizeBytes, target)
+  assert.ok(target.equals(data.subarray(3 * chunkSizeBytes, 4 * chunkSizeBytes)))
+  // A verify reads what there is now.
+  flip()
+  assert.equal((await other.verify()).damage.length, 1)
 })
