@@ -46,8 +46,13 @@ export class ChunkStore {
   /** See KnownChunks.refresh. Called by whoever is about to rely upon what is stored, after its draft's marker was put. */
   refresh(): Promise<void> {
     this.#searchesLeft = searchesMax
-    this.#windows.forget()
+    this.readAnew()
     return this.known.refresh()
+  }
+
+  /** What was read ahead until now counts no longer. */
+  readAnew(): void {
+    this.#windows.forget()
   }
 
   /** Makes known what `packs`, published as index object `indexKey`, hold. */
@@ -134,7 +139,7 @@ export class ChunkStore {
       return await this.#prove(lent.bytes, buffer, isIt)
     } catch (error) {
       if (!(error instanceof FormatError)) throw error
-      this.#windows.forget()
+      this.readAnew()
       return undefined
     }
   }

@@ -173,8 +173,10 @@ class VerifyRun {
 
   /** Proves the chunks `numbers`, which stand pack by pack. */
   async read(numbers: Uint32Array, state: ChunkStates): Promise<void> {
-    const { known, threads } = this.#place.store
+    const { store } = this.#place
+    const { known, threads } = store
     const { table } = known
+    store.readAnew() // the maps were read out of the same packs
     const readBytes = (number: number) => table.location(number)?.readBytes ?? 0
     const bytesTotal = numbers.reduce((sum, number) => sum + readBytes(number), 0)
     const left = new Uint32Array(known.names.size)
