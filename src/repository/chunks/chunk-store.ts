@@ -29,11 +29,11 @@ export class ChunkStore {
   #searchesLeft = searchesMax
 
   constructor(backend: Backend, seal: Seal, chunkSizeBytes: number) {
+    this.#backend = backend
     this.seal = seal
     this.maxPlainBytes = Math.max(chunkSizeBytes, segmentMaxBytes)
     this.known = new KnownChunks(backend, seal, this.maxPlainBytes)
     this.threads = codecThreads(this.known.table.maxReadBytes, seal.recordKeys)
-    this.#backend = backend
     this.#windows = new PackWindows(backend)
     this.#decoders = openSlots(this.threads.jobsAtOnce)
     this.#decoded = new DecodedChunks(

@@ -39,8 +39,9 @@ interface Window {
   readonly filled: Promise<number | undefined>
   readonly sinceMs: number
   endsPack: boolean
-  /** Records that were read out of it, and those who do so now. */
+  /** Records that were read out of it. */
   reads: number
+  /** Who needs its buffer now: readers, and the reading of it. */
   users: number
   isKept: boolean
 }
