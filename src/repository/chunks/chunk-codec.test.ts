@@ -168,3 +168,28 @@ test('noise is known as noise without compressing it, and nothing that compresse
     assert.equal(looksIncompressible(data), false)
   }
 })
+
+for (const [how, seal] of Object.entries(seals)) {
+  test(`${how}: a record is decoded where it stands, and out of other memory, which stays as it is`, async () => {
+    const threads = codecThreads(bufferBytes, seal.recordKeys)
+    const mixed = Array.from({ length: 300 }, (_, n) => Buffer.concat([randomBytes(900), Buffer.alloc(99, `${n} `)]))
+    for (const plain of [randomBytes(300_000), Buffer.concat(mixed), Buffer.alloc(200_000, 'text ')]) {
+      const record = { id: seal.idOf(plain), kind, plainBytes: plain.length }
+      const made = threads.takeBuffer()
+      made.set(plain)
+      const form = await threads.encode(made, { ...record, level: 1 })
+      const from = made.subarray(form.storedAt, form.storedAt + form.storedBytes)
+      const before = Buffer.from(from)
+      const target = threads.takeBuffer()
+      const other = codecThreads(bufferBytes + 4096, seal.recordKeys)
+        .takeBuffer()
+        .fill(0)
+      await threads.decode(other, { ...record, ...form, storedAt: 64 }, from)
+      assert.ok(plain.equals(other.subarray(64, 64 + plain.length)))
+      assert.ok(from.equals(before))
+      before.copy(target, 64)
+      await threads.decode(target, { ...record, ...form, storedAt: 64 })
+      assert.ok(plain.equals(target.subarray(64, 64 + plain.length)))
+    }
+  })
+}

@@ -141,3 +141,13 @@ test('what was deleted or has changed is read no longer: after a while, or when 
     await assert.rejects(readPiece(scene, content, 500_000, 100_000), isGone)
   }
 })
+
+test('a window that is lent keeps its bytes, whatever is forgotten and read meanwhile', async () => {
+  const content = randomBytes(packSizeBytes)
+  const scene = openStore(content)
+  await readInOrder(scene, content, 1, 600_000)
+  using lent = (await scene.windows.lend(pack, 600_000, targets.take().subarray(0, 100_000))) ?? assert.fail()
+  scene.windows.forget()
+  await readInOrder(scene, content, 4)
+  assert.ok(lent.bytes.equals(content.subarray(600_000, 700_000)))
+})
